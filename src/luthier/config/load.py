@@ -1,0 +1,296 @@
+"""Read luthier.yaml: line numbers kept, duplicate keys refused, every mistake named with its place and the nearest right thing."""
+
+import difflib
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from luthier.config import names
+from luthier.config.methods import BLOCKS, METHODS
+from luthier.config.settings import Settings
+from luthier.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Settings as read: the values, the file they came from, which were given, and what the reader wants said."""
+
+    settings: Settings
+    file: Path
+    given: dict[str, str]  # dotted name -> where it was given ("luthier.yaml:7" or "command line")
+    notes: list[str]
+
+    def beside(self, path: str) -> str:
+        """A path of the settings as seen from here: relative ones are relative to the file, as its author meant them."""
+        return path if Path(path).is_absolute() else str(self.file.parent / path)
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file and apply `section.name=value` overrides. Raises ConfigError with file, line and the nearest key."""
+    file = Path(path)
+    tree, places = _read(file)
+    for override in overrides or []:
+        _override(tree, places, override)
+    notes: list[str] = []
+    tree = _understand(tree, places, notes)
+    settings = _validate(tree, places, file)
+    _check_together(settings, places, file)
+    return Config(settings, file, {name: place for name, place in places.items() if not _is_section(name)}, notes)
+
+
+def settings_to_yaml(settings: Settings) -> str:
+    """The settings as YAML, with every value that was not left at its default."""
+    buffer = io.StringIO()
+    yaml = YAML()
+    yaml.dump(settings.model_dump(exclude_defaults=True), buffer)
+    return buffer.getvalue()
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError("no such file", where=str(file), next_step="luthier init DIR writes a project with a luthier.yaml") from error
+    except IsADirectoryError as error:
+        raise ConfigError("is a folder", where=str(file), next_step=f"luthier train {file / 'luthier.yaml'}") from error
+    except PermissionError as error:
+        raise ConfigError("cannot be read", where=str(file), next_step="mend the file's rights") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"byte {error.start} is not UTF-8", where=str(file), next_step="save the file as UTF-8") from error
+    try:
+        tree = YAML().load(text)
+    except DuplicateKeyError as error:
+        raise _yaml_error(file, error, "a key stands twice", "keep one of the two") from error
+    except (MarkedYAMLError, YAMLError) as error:
+        raise _yaml_error(file, error, "is not YAML", "check the indentation (spaces, not tabs) and the colons") from error
+    if not isinstance(tree, CommentedMap):
+        found = "it is empty" if tree is None else f"it holds a {type(tree).__name__}"
+        raise ConfigError(f"settings are expected as `name: value` lines, and {found}", where=str(file), next_step="luthier init DIR shows one")
+    places: dict[str, str] = {}
+    return _plain(tree, "", file, places), places
+
+
+def _yaml_error(file: Path, error: Exception, what: str, next_step: str) -> ConfigError:
+    mark = getattr(error, "problem_mark", None)
+    place = f"{file}:{mark.line + 1}" if mark else str(file)
+    problem = (getattr(error, "problem", None) or str(error)).split("\n")[0]
+    return ConfigError(f"{what} ({problem})", where=place, next_step=next_step)
+
+
+def _plain(tree: CommentedMap, prefix: str, file: Path, places: dict[str, str]) -> dict[str, Any]:
+    """A plain dict of the YAML tree; `places` learns file:line of every dotted name."""
+    plain: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        places[name] = f"{file}:{tree.lc.key(key)[0] + 1}"
+        plain[str(key)] = _plain(value, f"{name}.", file, places) if isinstance(value, CommentedMap) else _plain_value(value)
+    return plain
+
+
+def _plain_value(value: Any) -> Any:
+    """ruamel's own kinds (scalars that remember their spelling) as Python's."""
+    if isinstance(value, list):
+        return [_plain_value(item) for item in value]
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
+
+
+def _override(tree: dict[str, Any], places: dict[str, str], override: str) -> None:
+    name, equals, text = override.partition("=")
+    where = f"command line: {override}"
+    if not equals or not name:
+        raise ConfigError("an override is written section.name=value", where=where, next_step="for example training.learning_rate=1e-4")
+    try:
+        value = _plain_value(YAML(typ="safe").load(text)) if text else ""
+    except YAMLError as error:
+        raise ConfigError("the value is not YAML", where=where, next_step="put it in quotes") from error
+    *sections, key = name.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{section} is not a section", where=where, next_step="luthier init DIR shows every setting")
+    tree[key] = value
+    places[name] = where
+
+
+def _understand(tree: dict[str, Any], places: dict[str, str], notes: list[str]) -> dict[str, Any]:
+    """Replace the names of Transformers' TrainingArguments under `training:` by ours."""
+    training = tree.get("training")
+    if not isinstance(training, dict):
+        return tree
+    _multiply_batch(training, tree.get("devices", 1), places, notes)
+    for name in [name for name in training if name in names.MOVES]:
+        _move(tree, training, name, places, notes)
+    return tree
+
+
+def _multiply_batch(training: dict[str, Any], devices: Any, places: dict[str, str], notes: list[str]) -> None:
+    given = [name for name in names.BATCH if name in training]
+    if not given:
+        return
+    where = places[f"training.{given[0]}"]
+    if "batch_size" in training:
+        raise ConfigError(f"batch_size and {given[0]} both say how large an update is", where=where, next_step="keep one of the two")
+    factors = {name: training.pop(name, names.TRAINER_DEFAULT[name]) for name in names.BATCH}
+    for name, value in factors.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{name} is {value!r}; a whole number from 1 is needed", where=where, next_step=f"{name}: 4")
+    per_device, accumulation = factors.values()
+    training["batch_size"] = per_device * accumulation * devices
+    places["training.batch_size"] = where
+    for name in names.BATCH:
+        places.pop(f"training.{name}", None)
+    default = "" if "per_device_train_batch_size" in given else " (Transformers' default)"
+    notes.append(
+        f"training.batch_size: {training['batch_size']} examples per update = {per_device} per device{default} x {accumulation} accumulated x {devices} device"
+    )
+
+
+def _move(tree: dict[str, Any], training: dict[str, Any], name: str, places: dict[str, str], notes: list[str]) -> None:
+    move = names.MOVES[name]
+    where = places.pop(f"training.{name}", str(name))
+    try:
+        value = move.read(training.pop(name))
+    except names.Unusable as error:
+        raise ConfigError(f"training.{name}: {error}", where=where, next_step="take the line out, or write the nearest") from error
+    if not move.to:
+        if name in names.NO_EFFECT:
+            notes.append(f"training.{name} is not needed here: {names.NO_EFFECT[name]}")
+        return
+    if value is None:
+        return
+    *sections, key = move.to.split(".")
+    target = tree
+    for section in sections:
+        target = target.setdefault(section, {})
+    if key in target and target[key] != value:
+        raise ConfigError(f"training.{name} is {value!r} and {move.to} is {target[key]!r}", where=where, next_step="keep one of the two")
+    target[key] = value
+    places[move.to] = where
+    if move.to != f"training.{name}":
+        notes.append(f"training.{name} -> {move.to}: {value}")
+
+
+def _validate(tree: dict[str, Any], places: dict[str, str], file: Path) -> Settings:
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise _first_mistake(error, places, file) from error
+
+
+def _first_mistake(error: ValidationError, places: dict[str, str], file: Path) -> ConfigError:
+    """The mistake to show: an unknown key before anything else, since it often explains the rest."""
+    mistakes = sorted(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
+    mistake = mistakes[0]
+    # Unions add the kind they tried ("int", "literal['auto']") to the place; list positions are numbers.
+    path = [str(part) for part in mistake["loc"] if isinstance(part, str)]
+    while len(path) > 1 and ".".join(path) not in places and mistake["type"] != "missing":
+        path.pop()
+    name = ".".join(path)
+    where = places.get(name, str(file))
+    if mistake["type"] == "extra_forbidden":
+        return ConfigError(f"unknown setting {name!r}", where=where, next_step=_nearest(name))
+    if mistake["type"] == "missing":
+        return ConfigError(f"the setting {name!r} is missing", where=str(file), next_step=f"add {name}: ... (luthier init DIR shows an example)")
+    field = _field(name)
+    meaning = f"{name}: {field.description}" if field else "luthier init DIR shows every setting"
+    messages = [_in_words(other) for other in mistakes if other["loc"][: len(path)] == mistake["loc"][: len(path)]]
+    value = _value_at(mistake, tree_input=mistake["input"])
+    return ConfigError(f"{name} is {value!r}: {' or '.join(dict.fromkeys(messages))}", where=where, next_step=meaning)
+
+
+def _value_at(mistake: Any, tree_input: Any) -> Any:
+    return tree_input if len(repr(tree_input)) < 80 else f"{repr(tree_input)[:77]}..."
+
+
+def _in_words(mistake: Any) -> str:
+    text: str = mistake["msg"]
+    return text.removeprefix("Input ").removeprefix("Value error, ")
+
+
+def _nearest(name: str) -> str:
+    """The known name most like `name`, looked for in its own section first, then everywhere."""
+    known = list(all_settings())
+    section, _, key = name.rpartition(".")
+    beside = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == section}
+    if close := difflib.get_close_matches(key, beside, n=1, cutoff=0.6):
+        return f"did you mean {beside[close[0]]}?"
+    if section == "training" and (close := difflib.get_close_matches(key, names.MOVES, n=1, cutoff=0.75)):
+        return f"did you mean training.{close[0]}?"
+    elsewhere = {other.rpartition(".")[2]: other for other in known}
+    if close := difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.6):
+        return f"did you mean {elsewhere[close[0]]}?"
+    return f"known here: {', '.join(sorted(beside))}" if beside else "luthier init DIR shows every setting"
+
+
+def all_settings(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
+    """Every dotted name, sections included."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if section := _section(field.annotation):
+            yield from all_settings(section, f"{prefix}{name}.")
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _is_section(name: str) -> bool:
+    field = _field(name)
+    return field is not None and _section(field.annotation) is not None
+
+
+def _field(name: str) -> Any:
+    model: type[BaseModel] | None = Settings
+    field = None
+    for part in name.split("."):
+        if model is None or part not in model.model_fields:
+            return None
+        field = model.model_fields[part]
+        model = _section(field.annotation)
+    return field
+
+
+def _check_together(settings: Settings, places: Mapping[str, str], file: Path) -> None:
+    """What is impossible or without effect only beside another setting."""
+
+    def refuse(name: str, problem: str, next_step: str) -> None:
+        raise ConfigError(problem, where=places.get(name, str(file)), next_step=next_step)
+
+    method = METHODS.get(settings.method)
+    if method is None:
+        close = difflib.get_close_matches(settings.method, METHODS, n=1)
+        refuse("method", f"method {settings.method!r} is not in this version", f"method: {close[0] if close else 'lora'} (known: {', '.join(METHODS)})")
+        return
+    for block in BLOCKS - {method.block}:
+        if block in places:
+            refuse(block, f"the block {block}: has no effect with method: {settings.method}", f"take it out, or set method: {block}")
+    training = settings.training
+    if "training.save_steps" in places and training.save_strategy != "steps":
+        refuse("training.save_steps", f"save_steps has no effect with save_strategy: {training.save_strategy}", "set save_strategy: steps, or take save_steps out")
+    if "training.save_total_limit" in places and training.save_strategy == "no":
+        refuse("training.save_total_limit", "save_total_limit has no effect with save_strategy: no", "take one of the two out")
+    if "training.warmup_steps" in places and training.warmup_steps is not None and "training.warmup_ratio" in places:
+        refuse("training.warmup_steps", "warmup_steps and warmup_ratio both say how long the rate rises", "keep one of the two")
+    if settings.report_to:
+        refuse("report_to", f"trackers ({', '.join(settings.report_to)}) are not in this version", "report_to: [] (metrics.jsonl is always written)")
+    if settings.data.eval is None and "evaluation.every_steps" in places and settings.evaluation.every_steps:
+        refuse("evaluation.every_steps", "every_steps has no effect with data.eval: null", "set data.eval: 5%, or take every_steps out")
+    if settings.evaluation.sample_answers and not settings.evaluation.every_steps:
+        refuse("evaluation.sample_answers", "sample_answers has no effect without evaluation.every_steps", "set evaluation.every_steps: 50")
+
+
+def choices(name: str) -> tuple[Any, ...]:
+    """The allowed values of a setting that has a fixed list of them."""
+    field = _field(name)
+    return get_args(field.annotation) if field else ()

@@ -1,0 +1,90 @@
+"""Names that users bring along from Transformers' TrainingArguments and the guides, and what becomes of each.
+
+A block pasted under `training:` is understood: batch sizes are multiplied out, other spellings are put in their place, and
+what does not exist here is refused with the nearest thing that does.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
+TRAINER_DEFAULT = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A known name: the setting it becomes, and how its value is read. `to=""`: dropped, because it asks for what is always so."""
+
+    to: str
+    read: Callable[[Any], Any] = lambda value: value
+
+
+class Unusable(Exception):
+    """The value asks for something that does not exist here; the text says what comes nearest."""
+
+
+def _precision(name: str) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if value and name == "fp16":
+            raise Unusable("fp16 training does not exist here; nearest: training.precision: bf16")
+        return name if value else None
+
+    return read
+
+
+def _only(allowed: tuple[Any, ...], nearest: str) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if value not in allowed:
+            raise Unusable(nearest)
+        return None
+
+    return read
+
+
+def _trackers(value: Any) -> Any:
+    return [] if value in (None, "none", "None", []) else ([value] if isinstance(value, str) else value)
+
+
+def _steps_or_none(value: Any) -> Any:
+    return None if value == -1 else value
+
+
+def _strategy_of_evaluation(value: Any) -> Any:
+    if value in ("no", "steps"):
+        return None
+    raise Unusable("evaluation is timed in updates; nearest: evaluation.every_steps: 50")
+
+
+MOVES = {
+    # TrainingArguments             becomes                     how its value is read
+    "output_dir": Move("output_dir"),
+    "seed": Move("seed"),
+    "report_to": Move("report_to", _trackers),
+    "epochs": Move("training.num_train_epochs"),
+    "max_steps": Move("training.max_steps", _steps_or_none),
+    "bf16": Move("training.precision", _precision("bf16")),
+    "fp16": Move("training.precision", _precision("fp16")),
+    "save_limit": Move("training.save_total_limit"),
+    "eval_steps": Move("evaluation.every_steps"),
+    "eval_strategy": Move("", _strategy_of_evaluation),
+    "evaluation_strategy": Move("", _strategy_of_evaluation),
+    "logging_strategy": Move("", _only(("steps",), "lines are printed by updates; nearest: training.logging_steps")),
+    "max_seq_length": Move("data.max_length"),
+    "max_length": Move("data.max_length"),
+    "group_by_length": Move("", _only((True, False), "the engine never pads, so rows need no grouping; leave it out")),
+    "packing": Move("", _only((True, False), "the engine never pads and never lets rows see each other; leave it out")),
+    "remove_unused_columns": Move("", _only((True, False), "columns are read by data.format; leave it out")),
+    "gradient_checkpointing": Move("", _only((False,), "recomputing activations does not exist here; nearest: training.micro_batch_tokens: 1024")),
+    "per_device_eval_batch_size": Move("", lambda _: None),
+    "overwrite_output_dir": Move("", _only((False,), "a run never overwrites another: leave it out, each run makes its own folder")),
+    "push_to_hub": Move("", _only((False,), "nothing is pushed by a training run; leave it out")),
+    "load_best_model_at_end": Move("", _only((False,), "does not exist here yet; nearest: evaluation.every_steps shows the held-out loss")),
+}
+# Said to the user because the value itself is gone, not only its spelling.
+NO_EFFECT = {
+    "per_device_eval_batch_size": "evaluation cuts its own batches; the result does not depend on it",
+    "group_by_length": "the engine never pads, so rows need no grouping",
+    "packing": "the engine never pads and never lets rows see each other",
+    "remove_unused_columns": "columns are read by data.format",
+}

@@ -1,0 +1,95 @@
+"""Every setting, once: its name, kind, default, unit and meaning. YAML, `--help`, the schema and the docs come from here."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Auto = Literal["auto"]
+Share = Annotated[str, Field(pattern=r"^\d+(\.\d+)?%$")]
+
+
+class Section(BaseModel):
+    """A part of the settings: frozen, and a key that is not listed here is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+
+class DataSettings(Section):
+    """Which rows, and what to do with them."""
+
+    train: str | list[str] = Field(description="rows to learn from: a .jsonl or .json file, a folder of them, or a list")
+    eval: str | None = Field("5%", description="rows held out: a share of the training rows (5%), a file, or null for none")
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "completion", "text"] = Field(
+        "auto", description="how a row is built; auto finds it from the columns and says what it found"
+    )
+    max_length: int | Auto = Field("auto", ge=8, description="longest row in tokens; auto is the model's context, at most 2048")
+    too_long: Literal["error", "drop"] = Field(
+        "error", description="rows over max_length: error sets up to 1 % aside as rejected and stops above that; drop sets all aside"
+    )
+
+
+class LoraSettings(Section):
+    """Low-rank adapters (Hu 2021, arXiv:2106.09685). Names are PEFT's."""
+
+    r: int = Field(16, ge=1, le=1024, description="rank: the width of the adapter; memory grows in step with it")
+    lora_alpha: float = Field(32, gt=0, description="scale: the adapter's output is multiplied by lora_alpha / r")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapter's inputs that are dropped in training")
+    target_modules: str | list[str] = Field("all-linear", description="layers that get an adapter: all-linear, or names (q_proj, v_proj)")
+    use_rslora: bool = Field(False, description="scale by lora_alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv:2312.03732)")
+
+
+class TrainingSettings(Section):
+    """How the rows become updates. Names are those of Transformers' TrainingArguments, but for batch_size."""
+
+    batch_size: int | Auto = Field("auto", ge=1, description="examples per update, over all devices; how it is cut is the engine's business")
+    num_train_epochs: float = Field(3, gt=0, description="passes over the training rows")
+    max_steps: int | None = Field(None, ge=1, description="stop after this many updates, whatever num_train_epochs says")
+    learning_rate: float | Auto = Field("auto", gt=0, le=1, description="peak rate, after warm-up")
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field("cosine", description="the rate's way down after warm-up")
+    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of the updates in which the rate rises")
+    warmup_steps: int | None = Field(None, ge=0, description="updates in which the rate rises; used instead of warmup_ratio")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decay of what is trained")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the second moment")
+    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_hf"] = Field("adamw_torch", description="the optimizer: AdamW, by any of its names")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="number format of the frozen weights and the arithmetic; auto times both; trained weights are always fp32"
+    )
+    share_prefixes: bool = Field(True, description="compute what rows of an update begin with once (exact; off: every row by itself)")
+    micro_batch_tokens: int = Field(4096, ge=1, description="tokens that go through the model at once; changes speed and memory, not the result")
+    logging_steps: int = Field(10, ge=1, description="updates between two printed lines (metrics.jsonl has every update)")
+    save_strategy: Literal["no", "steps", "epoch"] = Field("steps", description="when checkpoints are written")
+    save_steps: int = Field(100, ge=1, description="updates between two checkpoints")
+    save_total_limit: int = Field(2, ge=1, description="checkpoints that are kept")
+
+
+class EvaluationSettings(Section):
+    """Measuring, during and after the run."""
+
+    every_steps: int | None = Field(None, ge=1, description="updates between two evaluations of the held-out loss; null: at the end only")
+    metrics: list[Literal["exact_match", "valid_json", "field_f1"]] = Field(
+        ["exact_match"], description="what `luthier eval` counts on the answers"
+    )
+    max_rows: int | None = Field(None, ge=1, description="held-out rows to answer; null: all")
+    base_rows: int | None = Field(None, ge=1, description="held-out rows the base model answers; null: as many as the tuned one")
+    shots: int = Field(0, ge=0, le=64, description="also ask the base with this many training examples in the prompt (0: do not)")
+    max_new_tokens: int | Auto = Field("auto", ge=1, description="longest answer; auto is just above the 99th percentile of the training answers")
+    sample_answers: int = Field(0, ge=0, le=20, description="held-out rows answered and printed at each evaluation while training")
+
+
+class Settings(Section):
+    """One run. Read by every verb."""
+
+    model: str = Field(description="a name of `luthier models list`, a hub id (org/name) or a folder")
+    data: DataSettings
+    method: str = Field("lora", description="how to fine-tune: lora")
+    lora: LoraSettings = LoraSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    init_from: str | None = Field(None, description="a run whose adapter is the starting point (new rows or more epochs)")
+    output_dir: str = Field("runs", description="parent folder; each run makes its own folder in it")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
+    report_to: list[str] = Field([], description="trackers; none in this version: metrics.jsonl is always written")
+    seed: int = Field(0, ge=0, description="every random draw comes from this number")

@@ -1,0 +1,167 @@
+"""The filesystem seam: the only place that writes, renames and syncs, so that a test can fail every single call.
+
+Writing is atomic: a reader sees the old file or the new one, never half of one.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import RunError
+
+# An fsync that the file system does not offer is no loss; a full or broken disk is.
+NO_FSYNC = {errno.EINVAL, errno.EPERM, errno.ENOTSUP}
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FSYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def readable_errors(path: Path) -> Iterator[None]:
+    """Turn the errors of the operating system that a user can mend into words."""
+    try:
+        yield
+    except OSError as error:
+        where = str(error.filename or path)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(path if path.exists() else existing_parent(path)).free
+            raise RunError(
+                f"the disk is full ({free / 1e6:.0f} MB free)",
+                where=where,
+                next_step="free some space or set output_dir (for the cache: LUTHIER_HOME) to another disk",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise RunError("not writable", where=where, next_step="choose another output_dir, or mend its rights") from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise RunError("a file stands where a folder is needed", where=where, next_step="move it, or choose another name") from error
+        raise
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest folder above `path` that exists."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def make_folder(path: Path) -> Path:
+    with readable_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` with `content`, atomically and durably."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with readable_errors(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_lines(path: Path, rows: list[Any]) -> None:
+    """One JSON value a line."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def append_line(path: Path, line: str) -> None:
+    with readable_errors(path), open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in `path`. Raises RunError where it is missing or cut."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError("is missing", where=str(path), next_step="check the folder's name, or run the step that writes it") from error
+    except ValueError as error:
+        raise RunError(f"is not whole JSON ({error})", where=str(path), next_step="delete it and run the step that writes it") from error
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def build_folder(path: Path, fill: Callable[[Path], None]) -> Path:
+    """Make the folder `path` whole or not at all: `fill` writes a staging folder, which is synced and renamed into place.
+
+    An older folder of that name is replaced only after the new one is complete.
+    """
+    staging = path.with_name(f".{path.name}.{os.getpid()}.staging")
+    with readable_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        try:
+            fill(staging)
+            for file in staging.rglob("*"):
+                sync(file)
+            sync(staging)
+            replace_folder(staging, path)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        sync(path.parent)
+    return path
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Rename `new` to `path`; what stood there is moved away first and deleted last."""
+    if not path.exists():
+        os.rename(new, path)
+        return
+    trash = path.with_name(f".{path.name}.{os.getpid()}.trash")
+    os.rename(path, trash)
+    os.rename(new, path)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder whole or not at all, as its name sees it: renamed first, emptied second."""
+    trash = path.with_name(f".{path.name}.{os.getpid()}.trash")
+    with readable_errors(path):
+        os.rename(path, trash)
+        shutil.rmtree(trash)
+
+
+def folder_bytes(path: Path) -> int:
+    return sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def home() -> Path:
+    """The cache folder: LUTHIER_HOME, else the platform's own place for caches."""
+    if chosen := os.environ.get("LUTHIER_HOME"):
+        return Path(chosen).expanduser()
+    if os.uname().sysname == "Darwin":
+        return Path.home() / "Library" / "Caches" / "luthier"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "luthier"

@@ -1,0 +1,171 @@
+"""The records that cross the borders between rooms. Frozen, slotted, and each knows where it came from."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a row was read: the file as the user named it, and the line (1-based)."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message. `role` is system, user or assistant (or prompt / completion / text where no template is used)."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One row as turns. `templated` is False where the text is used as it stands (prompt/completion, plain text)."""
+
+    turns: tuple[Turn, ...]
+    source: Source
+    templated: bool = True
+
+    @property
+    def prompt(self) -> tuple[Turn, ...]:
+        """Everything before the last turn: what a model is asked with when this row is a test question."""
+        return self.turns[:-1]
+
+    @property
+    def answer(self) -> str:
+        """The last turn's text: what the model should say."""
+        return self.turns[-1].content
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A row set aside: why (a short name that is counted), the detail, and the row verbatim."""
+
+    reason: str
+    detail: str
+    source: Source
+    raw: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedExample:
+    """One conversation as tokens. `trained[i]` is True where token i counts in the loss; both have the same length."""
+
+    token_ids: list[int]
+    trained: list[bool]
+    source: Source
+
+    @property
+    def trained_tokens(self) -> int:
+        return sum(self.trained)
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateLoss:
+    """What the engine measured on one update. `loss` is the mean over trained tokens, in nats."""
+
+    loss: float
+    logical_tokens: int  # what the rows hold
+    executed_tokens: int  # what was run: fewer where a prefix was shared or a tail was left out
+    trained_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One optimizer update. Field names are those of metrics.jsonl."""
+
+    step: int
+    epoch: float
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    logical_tokens: int
+    executed_tokens: int
+    trained_tokens: int
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A measured value with its 95 % interval and the number of rows behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scorecard:
+    """Models by name ("base", "base_5shot", "tuned", ...), each with its metrics; how and on what they were measured."""
+
+    models: dict[str, dict[str, Metric]]
+    decoding: dict[str, object]
+    data: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One held-out row with what each model answered, for people to read."""
+
+    prompt: str
+    expected: str
+    answers: dict[str, str]
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How far an exported artifact is from the model that was trained.
+
+    `max_logit_difference` in logits, `mean_kl` in nats a token, `greedy_agreement` the share of equal answers.
+    """
+
+    artifact: str
+    engine: str
+    max_logit_difference: float
+    mean_kl: float
+    greedy_agreement: float
+    threshold: dict[str, float]
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A setting that was `auto`: its name, the value chosen and why."""
+
+    name: str
+    value: object
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What this machine is and what it measured: bytes are bytes, rates are GFLOP/s of one 1,024-row product."""
+
+    device: str  # cpu | cuda | mps
+    name: str
+    cores: int
+    memory_bytes: int
+    bf16_gflops: float
+    fp32_gflops: float
+
+    @property
+    def faster_precision(self) -> str:
+        return "bf16" if self.bf16_gflops > 1.2 * self.fp32_gflops else "fp32"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of a check: ok, warning or error; what was seen; and how to mend it ("" when ok)."""
+
+    status: str
+    subject: str
+    seen: str
+    mend: str = ""
+    details: dict[str, object] = field(default_factory=dict)

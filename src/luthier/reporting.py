@@ -1,0 +1,37 @@
+"""How a recipe tells its user what happens, without knowing whether that user sits at a terminal, a page or nowhere."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+
+class Bar(Protocol):
+    """A piece of long work: `advance(done, text)` says how much of the total is done now, and a few words beside it."""
+
+    def advance(self, done: int, text: str = "") -> None: ...
+
+
+class Reporter(Protocol):
+    """Where lines and progress go."""
+
+    def say(self, line: str) -> None:
+        """One line for the user."""
+
+    def bar(self, title: str, total: int) -> AbstractContextManager[Bar]:
+        """A progress bar for `total` pieces of work."""
+
+
+class _NoBar:
+    def advance(self, done: int, text: str = "") -> None:
+        pass
+
+
+class Silent:
+    """Says nothing: the default of the Python API."""
+
+    def say(self, line: str) -> None:
+        pass
+
+    @contextmanager
+    def bar(self, title: str, total: int) -> Iterator[Bar]:
+        yield _NoBar()
