@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Bar(Protocol):
     """A piece of long work: `advance(done, text)` says how much of the total is done now, and a few words beside it."""
 
     def advance(self, done: int, text: str = "") -> None: ...
 
 
+@runtime_checkable
 class Reporter(Protocol):
     """Where lines and progress go."""
 

@@ -1,0 +1,149 @@
+"""Put LoRA adapters (Hu 2021, arXiv:2106.09685) beside a model's linear layers, and keep and load them in PEFT's own format.
+
+Adapter weights are fp32, whatever the base is. A stored adapter loads with `PeftModel.from_pretrained` of any other tool.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers.pytorch_utils import Conv1D
+
+from luthier import files
+from luthier.errors import ConfigError, ModelError
+from luthier.models import weights
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def add_lora(
+    model: Any, r: int, lora_alpha: float, lora_dropout: float, target_modules: str | list[str], use_rslora: bool, seed: int
+) -> peft.PeftModel:
+    """The model with fresh adapters of rank `r`; only they are trained. The same seed gives the same adapters.
+
+    `target_modules` is all-linear (every linear layer but the head) or names of layers. Raises ConfigError for unknown names.
+    """
+    wanted = [target_modules] if isinstance(target_modules, str) else target_modules
+    config = peft.LoraConfig(
+        task_type=peft.TaskType.CAUSAL_LM,
+        r=r,
+        lora_alpha=lora_alpha,  # type: ignore[arg-type]  # PEFT divides it by r; a fraction is as good
+        lora_dropout=lora_dropout,
+        target_modules=_targets(model, wanted),
+        use_rslora=use_rslora,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return peft.get_peft_model(model, config)
+
+
+def _targets(model: Any, wanted: list[str]) -> list[str]:
+    """The layers by the short names that other tools know too (q_proj, not model.layers.0.self_attn.q_proj)."""
+    head = model.get_output_embeddings()
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D) and module is not head]
+    known = sorted({name.rpartition(".")[2] for name in linear})
+    if wanted == ["all-linear"]:
+        return known
+    unknown = [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in linear)]
+    if unknown or not wanted:
+        raise ConfigError(
+            f"this model has no linear layer {', '.join(unknown)}" if unknown else "no layer is named",
+            where="lora.target_modules",
+            next_step=f"all-linear, or some of: {', '.join(known)}",
+        )
+    return wanted
+
+
+def load_adapter(model: Any, folder: Path, trainable: bool) -> peft.PeftModel:
+    """The model with the adapter stored in `folder`, to train on or (not `trainable`) to answer with.
+
+    Strict: every tensor must be there, of the right shape and finite, else ModelError; the model is then as it was.
+    """
+    stored_config = weights.read_object(folder / CONFIG, "name a folder that holds an adapter (RUN/adapter)")
+    tensors = _read_tensors(folder)
+    try:
+        config = peft.PeftConfig.from_pretrained(str(folder))
+    except (TypeError, ValueError, KeyError) as error:
+        raise ModelError(f"PEFT cannot read it ({error})", where=str(folder / CONFIG), next_step="save the adapter again") from error
+    if not isinstance(config, peft.LoraConfig):
+        raise ModelError(f"holds an adapter of kind {config.peft_type}", where=str(folder / CONFIG), next_step="use a LoRA adapter")
+    # PEFT warns where the name is not this folder's path; it is ours to compare, and is put back below.
+    base_name, config.base_model_name_or_path = config.base_model_name_or_path, None
+    config.inference_mode = not trainable
+    try:
+        adapted = peft.get_peft_model(model, config)
+    except ValueError as error:
+        raise _mismatch(folder, stored_config, model, str(error)) from error
+    config.base_model_name_or_path = base_name
+    if difference := _difference(_tensors(adapted), tensors):
+        adapted.unload()
+        raise _mismatch(folder, stored_config, model, difference)
+    peft.set_peft_model_state_dict(adapted, tensors)
+    return adapted if trainable else adapted.eval()
+
+
+def _read_tensors(folder: Path) -> dict[str, Any]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise ModelError("is missing", where=str(path), next_step="save the adapter as safetensors; other formats are not loaded")
+    weights.read_header(path)
+    try:
+        tensors: dict[str, Any] = load_file(path)
+    except SafetensorError as error:
+        raise ModelError(f"cut or damaged: {error}", where=str(path), next_step="use another checkpoint") from error
+    _check_finite(tensors, str(path), "use an earlier checkpoint")
+    return tensors
+
+
+def _tensors(model: Any) -> dict[str, Any]:
+    # PEFT's default would ask the hub whether the base's vocabulary has grown.
+    tensors: dict[str, Any] = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    return tensors
+
+
+def _difference(expected: dict[str, Any], found: dict[str, Any]) -> str:
+    if missing := sorted(expected.keys() - found.keys()):
+        return f"it lacks {len(missing)} tensors, {missing[0]} first"
+    if surplus := sorted(found.keys() - expected.keys()):
+        return f"it holds {len(surplus)} tensors that the model has no place for, {surplus[0]} first"
+    for name, tensor in expected.items():
+        if tensor.shape != found[name].shape:
+            return f"{name} is {list(found[name].shape)} and the model needs {list(tensor.shape)}"
+    return ""
+
+
+def _mismatch(folder: Path, stored_config: dict[str, Any], model: Any, difference: str) -> ModelError:
+    made_for = stored_config.get("base_model_name_or_path") or "a model it does not name"
+    return ModelError(
+        f"the adapter was made for {made_for} and does not fit {model.name_or_path or 'this model'}: {difference}",
+        where=str(folder),
+        next_step=f"load it on {made_for}",
+    )
+
+
+def save_adapter(model: Any, folder: Path, base_name: str) -> None:
+    """Write the adapter into `folder`, whole or not at all. `base_name` is the model's name as a user would write it.
+
+    Raises ModelError where a value is not finite: then nothing is written.
+    """
+    _check_finite(_tensors(model), str(folder), "lower training.learning_rate and resume from the last checkpoint")
+    files.build_folder(folder, lambda staging: _write_adapter(model, staging, base_name))
+
+
+def _write_adapter(model: Any, staging: Path, base_name: str) -> None:
+    model.save_pretrained(staging, save_embedding_layers=False)
+    # PEFT's card is a form to fill in, and names the base by its path on this machine.
+    (staging / "README.md").unlink(missing_ok=True)
+    config = files.read_json(staging / CONFIG)
+    # A set in memory: sorted, so that the same adapter is the same bytes.
+    targets = sorted(config["target_modules"])
+    files.write_json(staging / CONFIG, {**config, "base_model_name_or_path": base_name, "target_modules": targets})
+
+
+def _check_finite(tensors: dict[str, Any], where: str, next_step: str) -> None:
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ModelError(f"{name} holds values that are not finite", where=where, next_step=next_step)

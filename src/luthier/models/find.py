@@ -1,0 +1,123 @@
+"""One door for every model: a name of the catalog, a folder, or a hub id. What comes back is a checked folder. No torch here."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import ModelError
+from luthier.models import catalog, weights
+from luthier.models.fetch import fetch, require_libraries
+from luthier.reporting import Reporter
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+# Weights, configs, tokenizers and templates at the top of the repository; nothing that could be run.
+WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+UNWANTED = ["*/*", "consolidated*"]
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt", "tekken.json")
+
+
+def find(model: str, reporter: Reporter, base: Path | None = None) -> Path:
+    """The folder of `model`, fetched first if need be. A relative folder is looked up in `base` (default: here).
+
+    A name of the catalog comes first, then a folder that exists, then the hub. Raises ModelError that says what was looked for.
+    """
+    if card := catalog.card(model):
+        return fetch(card, reporter)
+    path = (base or Path()) / Path(model).expanduser()
+    if path.exists():
+        check_folder(path)
+        return path
+    if model.startswith((".", "~", "/")):
+        raise ModelError("no such folder", where=str(path), next_step="check the path; it is relative to the settings file")
+    if HUB_ID.fullmatch(model):
+        return _from_hub(model, path, reporter)
+    raise _unknown(model)
+
+
+def _unknown(model: str) -> ModelError:
+    names = [card.name for card in catalog.cards()]
+    near = difflib.get_close_matches(model, names, n=1, cutoff=0.4)
+    return ModelError(
+        "is no model of the catalog, no folder and no hub id",
+        where=model or '""',
+        next_step=f"{(near or names)[0]} (luthier models list), ./FOLDER, or a hub id like org/name",
+    )
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that is not a whole model of safetensors with its tokenizer, or that needs code of its own to be run."""
+    if not folder.is_dir():
+        raise ModelError("is a file, and a model is a folder", where=str(folder), next_step="name the folder with config.json and *.safetensors")
+    if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():
+        raise ModelError("is an adapter, not a model", where=str(folder), next_step="set model to its base, and init_from to its run")
+    config = weights.read_config(folder)
+    weights.tensor_shapes(folder)
+    tokenizer = next((folder / name for name in TOKENIZERS if (folder / name).is_file()), None)
+    if tokenizer is None:
+        raise ModelError("has no tokenizer", where=str(folder), next_step=f"put the model's {TOKENIZERS[0]} and tokenizer_config.json beside it")
+    if _is_pointer(tokenizer):
+        raise ModelError("is a Git LFS pointer, not the tokenizer", where=str(tokenizer), next_step="git lfs install && git lfs pull")
+    _refuse_own_code(folder, config)
+
+
+def _is_pointer(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(weights.LFS_POINTER)) == weights.LFS_POINTER
+
+
+def _refuse_own_code(folder: Path, config: dict[str, Any]) -> None:
+    if "auto_map" not in config:
+        return
+    # Imported only for the few models that bring code, since it takes a second.
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    kind = config.get("model_type")
+    if kind not in CONFIG_MAPPING_NAMES:
+        raise ModelError(
+            f"model_type {kind!r} needs the Python code that comes with the model (auto_map), and such code is never run",
+            where=str(folder / "config.json"),
+            next_step="choose a model that Transformers knows by itself (luthier models list)",
+        )
+
+
+def _from_hub(model: str, path: Path, reporter: Reporter) -> Path:
+    require_libraries(["huggingface_hub"])
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    reporter.say(f"{model}: looking on the hub (its own cache is used)")
+    try:
+        folder = Path(snapshot_download(model, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise _hub_error(model, path, error) from error
+    check_folder(folder)
+    return folder
+
+
+def _hub_error(model: str, path: Path, error: Exception) -> ModelError:
+    from huggingface_hub.constants import ENDPOINT
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    page = f"{ENDPOINT}/{model}"
+    if isinstance(error, GatedRepoError):
+        problem, next_step = "asks you to accept its license first", f"accept it on {page}, then: hf auth login (or set HF_TOKEN)"
+    elif isinstance(error, RepositoryNotFoundError):
+        problem = f"is not on the hub (or private, and no token was given), and {path} is no folder"
+        next_step = f"check the spelling on {page}; a private model needs HF_TOKEN"
+    elif isinstance(error, LocalEntryNotFoundError):
+        reason = f" ({_first_line(error.__cause__)})" if error.__cause__ else ""
+        problem = f"could not be fetched from the hub{reason}, and the hub's cache does not hold it"
+        next_step = "check the network and HF_HUB_OFFLINE, or use a local folder or a model of the catalog (luthier models list)"
+    else:
+        problem, next_step = f"the hub answered: {_first_line(error)}", "try again later; behind a proxy set HTTPS_PROXY, for a mirror HF_ENDPOINT"
+    return ModelError(problem, where=model, next_step=next_step)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def is_folder(model: str, base: Path) -> bool:
+    """Whether `find` would take `model` as a folder beside `base`."""
+    return catalog.card(model) is None and (base / Path(model).expanduser()).exists()

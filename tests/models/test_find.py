@@ -1,0 +1,215 @@
+"""One door: catalog names, folders and hub ids. Whatever is not a whole model is named, with a next step."""
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from luthier.errors import ModelError
+from luthier.models import find
+from luthier.reporting import Silent
+
+
+@pytest.fixture
+def folder(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model that a test may break."""
+    return shutil.copytree(tiny_model, tmp_path / "mine")
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(ModelError) as caught:
+        find.find(str(folder), Silent())
+    assert caught.value.next_step
+    return str(caught.value)
+
+
+def test_a_folder_is_found_from_here_and_from_beside_the_settings(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    assert find.find(str(folder), Silent()) == folder
+    assert find.find("./mine", Silent(), base=folder.parent) == folder.parent / "mine"
+    monkeypatch.chdir(folder.parent)
+    assert find.find("mine", Silent()).resolve() == folder
+
+
+def test_an_existing_folder_wins_over_a_hub_id_of_the_same_spelling(folder: Path, tmp_path: Path):
+    shutil.copytree(folder, tmp_path / "org" / "name")
+    assert find.find("org/name", Silent(), base=tmp_path) == tmp_path / "org" / "name"
+
+
+@pytest.mark.parametrize("name", ["smolm2-135m", "smollm2-135m-instruct-", "SmolLM2-135M-Instruct"])
+def test_an_unknown_name_gets_the_nearest_of_the_catalog(name: str):
+    with pytest.raises(ModelError, match="Try: smollm2-135m-instruct "):
+        find.find(name, Silent())
+
+
+def test_a_path_that_is_not_there_is_no_hub_id():
+    with pytest.raises(ModelError, match=r"models/mine: no such folder"):
+        find.find("./models/mine", Silent(), base=Path("/nowhere"))
+
+
+def test_a_file_or_an_adapter_in_place_of_a_model_is_named(folder: Path):
+    assert "is a file" in refusal(folder / "config.json")
+    (folder / "config.json").rename(folder / "adapter_config.json")
+    assert "is an adapter" in refusal(folder)
+
+
+@pytest.mark.parametrize(("content", "words"), [(None, "config.json: is missing"), ("{", "config.json: is not whole JSON"), ("[]", "holds a list")])
+def test_a_broken_config_is_named(folder: Path, content: str | None, words: str):
+    (folder / "config.json").unlink()
+    if content is not None:
+        (folder / "config.json").write_text(content)
+    assert words in refusal(folder)
+
+
+def test_pickled_weights_alone_are_refused(folder: Path):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "pytorch_model.bin: pickled" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ({"weight_map": {"a": "model-00002-of-00002.safetensors"}}, "names model-00002-of-00002.safetensors, which is missing"),
+        ({"weight_map": {"a": "../model.safetensors"}}, "outside the folder"),
+        ({}, "no weight_map"),
+    ],
+)
+def test_an_index_that_names_what_is_not_there_is_refused(folder: Path, index: dict[str, object], words: str):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert words in refusal(folder)
+
+
+def break_weights(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    broken = {
+        "cut": content[:-10],
+        "long": content + b"\0",
+        "empty": b"",
+        "header": struct.pack("<Q", 1 << 40) + content[8:],
+        "html": b"<html>" + b" " * 200,
+        "json": struct.pack("<Q", 2) + b"[]",
+    }
+    path.write_bytes(broken[how])
+
+
+@pytest.mark.parametrize("how", ["cut", "long", "empty", "header", "html", "json"])
+def test_damaged_weights_are_named_before_they_are_loaded(folder: Path, how: str):
+    break_weights(folder / "model.safetensors", how)
+    assert "model.safetensors: cut or damaged" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_git_lfs_pointers_are_recognized(folder: Path, name: str):
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    assert f"{name}: is a Git LFS pointer" in refusal(folder)
+
+
+def test_a_model_without_a_tokenizer_is_refused(folder: Path):
+    (folder / "tokenizer.json").unlink()
+    assert "has no tokenizer" in refusal(folder)
+
+
+def test_code_that_comes_with_a_model_is_refused_only_where_it_is_needed(folder: Path):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModelForCausalLM": "modeling.Own"}}))
+    assert find.find(str(folder), Silent()) == folder
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": {}, "model_type": "own"}))
+    assert "such code is never run" in refusal(folder)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as a download needs: one open model, one gated, and nothing else."""
+
+    model: Path
+
+    def do_GET(self) -> None:
+        parts = self.path.split("?")[0].strip("/").split("/")
+        repository = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
+        if repository == "org/gated":
+            self.answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
+        elif repository == "org/odd":
+            self.answer(400, b"{}")
+        elif repository != "org/open":
+            self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        elif parts[0] == "api":
+            names = [*(path.name for path in self.model.iterdir()), "modeling_own.py", "pytorch_model.bin", "original/model.safetensors"]
+            tree = [{"type": "file", "path": name, "size": 0, "oid": name} for name in names]
+            card = {"id": repository, "sha": "0" * 40, "siblings": [{"rfilename": name} for name in names]}
+            listing = tree if "tree" in parts else card
+            self.answer(200, json.dumps(listing).encode(), {"Content-Type": "application/json"})
+        else:
+            content = (self.model / parts[-1]).read_bytes()
+            digest = hashlib.sha256(content).hexdigest()
+            self.answer(200, content, {"ETag": f'"{digest}"', "X-Repo-Commit": "0" * 40})
+
+    do_HEAD = do_GET
+
+    def answer(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Keep the test's output clean."""
+
+
+@pytest.fixture
+def hub(tiny_model: Path) -> Iterator[str]:
+    Hub.model = tiny_model
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+ASK = """
+import sys
+from luthier.errors import ModelError
+from luthier.models import find
+from luthier.reporting import Silent
+for name in sys.argv[1:]:
+    try:
+        print(find.find(name, Silent()))
+    except ModelError as error:
+        print(str(error).replace(chr(10), " "))
+"""
+
+
+def ask(home: Path, endpoint: str, *names: str) -> list[str]:
+    """What `find` answers for each name, in a process that knows the hub by this address."""
+    hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    done = subprocess.run([sys.executable, "-c", ASK, *names], capture_output=True, text=True, check=True, env=kept | hub, cwd=home)
+    return done.stdout.splitlines()
+
+
+def test_the_hub_gives_a_model_or_a_reason(hub: str, tmp_path: Path):
+    found, again, gated, missing, odd = ask(tmp_path, hub, "org/open", "org/open", "org/gated", "org/typo", "org/odd")
+    assert found == again
+    assert found.startswith(str(tmp_path))
+    assert "model.safetensors" in os.listdir(found)
+    assert {name for name in os.listdir(found) if name.endswith((".py", ".bin")) or name == "original"} == set()
+    assert "asks you to accept its license" in gated
+    assert f"accept it on {hub}/org/gated" in gated
+    assert "org/typo: is not on the hub" in missing
+    assert "org/odd: could not be fetched from the hub (Bad request" in odd
+
+
+def test_without_a_network_a_model_in_the_hub_s_cache_is_used(hub: str, tmp_path: Path):
+    (online,) = ask(tmp_path, hub, "org/open")
+    cached, absent = ask(tmp_path, "http://127.0.0.1:9", "org/open", "org/other")
+    assert cached == online
+    assert "org/other: could not be fetched from the hub" in absent
