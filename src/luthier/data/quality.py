@@ -1,0 +1,26 @@
+"""What certainly ruins training. Matters of taste are not judged here."""
+
+from luthier.records import Conversation, Turn
+
+ANSWERS = ("assistant", "completion", "text")
+
+
+def flaw(conversation: Conversation) -> tuple[str, str] | None:
+    """Why a row must not be trained, as (short name, sentence); None where it may be."""
+    for number, turn in enumerate(conversation.turns, 1):
+        if found := _flaw_of_turn(turn):
+            return found[0], f"turn {number} ({turn.role}) {found[1]}"
+    return None
+
+
+def _flaw_of_turn(turn: Turn) -> tuple[str, str] | None:
+    if turn.role in ANSWERS and not turn.content.strip():
+        return "empty_answer", "has no text, so there is nothing to learn"
+    # An empty system turn is a choice: it keeps a template from putting in its own.
+    if turn.role != "system" and not turn.content.strip():
+        return "empty_prompt", "has no text"
+    if "\0" in turn.content:
+        return "nul_character", "holds a NUL character, a sign of a damaged file"
+    if turn.role in ANSWERS and "\ufffd" in turn.content:
+        return "replacement_character", "holds U+FFFD, which stands where a character was lost: the model would learn to write it"
+    return None
