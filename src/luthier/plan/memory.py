@@ -1,0 +1,90 @@
+"""How much memory a LoRA run needs: plain arithmetic on a model's facts. All sizes in bytes."""
+
+from luthier.models.facts import ModelFacts
+
+PRECISION_BYTES = {"bf16": 2, "fp32": 4}
+# fp32 weight, gradient and the two moments of AdamW.
+TRAINED_NUMBER_BYTES = 16
+# Python with torch and transformers loaded, before any weight.
+PROCESS_BYTES = 600_000_000
+LOGITS_CHUNK_ROWS = 128
+# Up to this length attention keeps its weights for the backward pass; above, they are recomputed.
+KEPT_ATTENTION_TOKENS = 256
+
+
+def linear_shapes(facts: ModelFacts) -> dict[str, tuple[int, int]]:
+    """(inputs, outputs) of each linear layer of one block, by its usual name."""
+    queries, keys = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
+    return {
+        "q_proj": (facts.hidden, queries),
+        "k_proj": (facts.hidden, keys),
+        "v_proj": (facts.hidden, keys),
+        "o_proj": (queries, facts.hidden),
+        "gate_proj": (facts.hidden, facts.intermediate),
+        "up_proj": (facts.hidden, facts.intermediate),
+        "down_proj": (facts.intermediate, facts.hidden),
+    }
+
+
+def lora_parameters(facts: ModelFacts, r: int, targets: str | list[str]) -> int:
+    """Numbers that LoRA trains: layers * sum of r * (inputs + outputs) over the adapted linear layers (Hu 2021, section 4.1).
+
+    `targets` is "all-linear" or names; a name that is not a usual one (a fused or renamed layer) counts as hidden * hidden.
+    """
+    shapes = linear_shapes(facts)
+    names = list(shapes) if targets == "all-linear" else [targets] if isinstance(targets, str) else targets
+    adapted = [shapes.get(name.rpartition(".")[2], (facts.hidden, facts.hidden)) for name in names]
+    return facts.layers * r * sum(inputs + outputs for inputs, outputs in adapted)
+
+
+def body_parameters(facts: ModelFacts) -> int:
+    """Numbers in the blocks: all parameters less the embedding, and less the head where it is not the embedding again."""
+    tables = 1 if facts.tied else 2
+    return facts.parameters - tables * facts.vocabulary * facts.hidden
+
+
+def activation_bytes_per_token(facts: ModelFacts, number_bytes: int) -> int:
+    """What the backward pass needs of one token, in all blocks.
+
+    A block keeps: two residual inputs and two normed ones (4 * hidden), the norms' fp32 copies (2 * 2 * hidden * 4 bytes), queries and
+    the attention's output (2 * heads * head_dim), keys and values (2 * kv_heads * head_dim), and four of the MLP's width
+    (gate, up, silu(gate), product).
+    """
+    queries, keys = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
+    numbers = 4 * facts.hidden + 2 * queries + 2 * keys + 4 * facts.intermediate
+    return facts.layers * (numbers * number_bytes + 16 * facts.hidden)
+
+
+def attention_bytes_per_token(facts: ModelFacts, visible_tokens: int, number_bytes: int) -> int:
+    """Attention weights kept for one token: layers * heads * visible tokens, none above KEPT_ATTENTION_TOKENS."""
+    return facts.layers * facts.heads * visible_tokens * number_bytes if visible_tokens <= KEPT_ATTENTION_TOKENS else 0
+
+
+def shared_prefix_bytes(facts: ModelFacts, prefix_tokens: int, number_bytes: int) -> int:
+    """A prefix that is computed once for an update: its activations wait for the update's end, and its keys and values
+    (2 * layers * kv_heads * head_dim numbers a token) collect an fp32 gradient."""
+    keys_values = 2 * facts.layers * facts.kv_heads * facts.head_dim * (number_bytes + 4)
+    return prefix_tokens * (activation_bytes_per_token(facts, number_bytes) + keys_values)
+
+
+def logits_bytes(facts: ModelFacts) -> int:
+    """One chunk of logits and its gradient, in fp32: 2 * LOGITS_CHUNK_ROWS * vocabulary * 4. No larger logits ever exist."""
+    return 2 * LOGITS_CHUNK_ROWS * facts.vocabulary * 4
+
+
+def lora_run_bytes(facts: ModelFacts, trained: int, precision: str, micro_batch_tokens: int, row_tokens: int, prefix_tokens: int) -> dict[str, int]:
+    """Peak memory of a LoRA run by what needs it.
+
+    `trained` is lora_parameters(...); `micro_batch_tokens` the tokens that go through the model at once; `row_tokens` a usual row's
+    length; `prefix_tokens` what is shared (0: nothing).
+    """
+    number_bytes = PRECISION_BYTES[precision]
+    per_token = activation_bytes_per_token(facts, number_bytes) + attention_bytes_per_token(facts, row_tokens, number_bytes)
+    return {
+        "process": PROCESS_BYTES,
+        "weights": facts.parameters * number_bytes,
+        "adapter and optimizer": TRAINED_NUMBER_BYTES * trained,
+        "activations": micro_batch_tokens * per_token,
+        "shared prefix": shared_prefix_bytes(facts, prefix_tokens, number_bytes),
+        "logits": logits_bytes(facts),
+    }

@@ -1,0 +1,164 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from luthier.config.settings import Settings
+from luthier.errors import ConfigError
+from luthier.plan.choose import DataShape, resolve
+
+
+def settings(**sections):
+    return Settings.model_validate({"model": "m", **sections, "data": {"train": "t.jsonl", **sections.get("data", {})}})
+
+
+def rows(count, tokens=150):
+    return DataShape(count, count * tokens, count * 40, 210, 90, 50)
+
+
+def every_value(tree):
+    return [value for part in tree.values() for value in (every_value(part) if isinstance(part, dict) else [part])]
+
+
+def test_nothing_that_a_plan_can_fill_stays_auto_and_each_choice_has_a_reason(smollm2, laptop, addresses):
+    plan = resolve(settings(data={"format": "messages"}, device="cpu"), smollm2, laptop, addresses)
+    assert "auto" not in every_value(plan.settings.model_dump())
+    names = [choice.name for choice in plan.resolved]
+    assert names == ["data.max_length", "training.batch_size", "training.learning_rate", "training.precision", "evaluation.max_new_tokens"]
+    assert all(choice.why for choice in plan.resolved)
+
+
+def test_what_was_given_is_kept_and_not_called_resolved(smollm2, laptop, addresses):
+    given = settings(training={"learning_rate": 3e-4, "batch_size": 7})
+    plan = resolve(given, smollm2, laptop, addresses)
+    assert plan.settings.training.learning_rate == 3e-4
+    assert plan.settings.training.batch_size == 7
+    assert {"training.learning_rate", "training.batch_size"}.isdisjoint(choice.name for choice in plan.resolved)
+    assert given.data.max_length == "auto", "the settings that were handed in are untouched"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "rate"),
+    [(30e6, 1e-3), (135e6, 1e-3), (360e6, 7e-4), (1.1e9, 5e-4), (3e9, 3e-4), (7e9, 2e-4), (8e9, 2e-4), (13e9, 1e-4), (70e9, 5e-5), (400e9, 5e-5)],
+)
+def test_the_rate_falls_with_the_model(parameters, rate, llama3_8b, laptop, addresses):
+    plan = resolve(settings(), replace(llama3_8b, parameters=int(parameters)), laptop, addresses)
+    assert plan.settings.training.learning_rate == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(
+    ("model", "count", "batch"),
+    [
+        ("smollm2", 790, 4),
+        ("smollm2", 5_000, 16),
+        ("smollm2", 50_000, 32),
+        ("llama3_8b", 1_000, 16),
+        ("llama3_8b", 9_000, 32),
+        ("llama3_8b", 40, 6),  # 40 rows x 3 epochs / 20 updates
+        ("smollm2", 3, 1),
+        ("smollm2", 1, 1),
+    ],
+)
+def test_the_batch_fits_the_model_and_the_rows(model, count, batch, laptop, request):
+    plan = resolve(settings(), request.getfixturevalue(model), laptop, rows(count))
+    assert plan.settings.training.batch_size == batch
+    assert plan.updates >= min(20, 3 * count)
+
+
+def test_updates_are_passes_laid_end_to_end(smollm2, laptop):
+    assert resolve(settings(training={"batch_size": 4, "num_train_epochs": 3}), smollm2, laptop, rows(10)).updates == 8
+    assert resolve(settings(training={"batch_size": 4, "num_train_epochs": 0.5}), smollm2, laptop, rows(10)).updates == 2
+    assert resolve(settings(training={"max_steps": 5}), smollm2, laptop, rows(10)).updates == 5
+
+
+def test_few_updates_are_mentioned(smollm2, laptop):
+    plan = resolve(settings(training={"batch_size": 32}), smollm2, laptop, rows(40))
+    assert "4 updates are few" in "\n".join(plan.lines())
+
+
+def test_the_longest_row_is_the_models_context_but_at_most_2048(smollm2, laptop, addresses):
+    assert resolve(settings(), smollm2, laptop, addresses).settings.data.max_length == 2048
+    assert resolve(settings(), replace(smollm2, context=512), laptop, addresses).settings.data.max_length == 512
+
+
+def test_a_longer_row_than_the_model_can_read_is_refused(smollm2, laptop, addresses):
+    with pytest.raises(ConfigError, match=r"9,000 tokens are more than this model's context of 8,192\n  Try: data.max_length: 8192"):
+        resolve(settings(data={"max_length": 9000}), smollm2, laptop, addresses)
+
+
+def test_precision_follows_the_measured_rates(smollm2, laptop, addresses):
+    assert resolve(settings(), smollm2, laptop, addresses).settings.training.precision == "bf16"
+    slow = resolve(settings(), smollm2, replace(laptop, bf16_gflops=3.0), addresses)
+    assert slow.settings.training.precision == "fp32"
+    assert "3 GFLOP/s in bf16, 140 in fp32 on laptop" in "\n".join(slow.lines())
+
+
+def test_a_given_precision_that_is_slow_here_is_kept_and_mentioned(smollm2, laptop, addresses):
+    plan = resolve(settings(training={"precision": "fp32"}), smollm2, laptop, addresses)
+    assert plan.settings.training.precision == "fp32"
+    assert "bf16 is faster on this machine than fp32" in "\n".join(plan.lines())
+
+
+def test_answers_may_be_a_little_longer_than_those_taught(smollm2, laptop, addresses):
+    assert resolve(settings(), smollm2, laptop, addresses).settings.evaluation.max_new_tokens == 56
+    assert resolve(settings(), smollm2, laptop, replace(addresses, answer_p99=2)).settings.evaluation.max_new_tokens == 16
+
+
+def test_the_demo_fits_and_takes_minutes(smollm2, laptop, addresses):
+    plan = resolve(settings(), smollm2, laptop, addresses)
+    assert plan.fits
+    assert plan.next_step == ""
+    assert sum(plan.memory_bytes.values()) < 4e9
+    assert 60 < plan.seconds < 1_200
+
+
+def test_dropout_ends_sharing_and_costs_time(smollm2, laptop, addresses):
+    shared = resolve(settings(), smollm2, laptop, addresses)
+    dropped = resolve(settings(lora={"lora_dropout": 0.1}), smollm2, laptop, addresses)
+    assert dropped.memory_bytes["shared prefix"] == 0
+    assert dropped.seconds > 1.4 * shared.seconds
+
+
+def test_too_large_by_its_micro_batch_names_the_size_that_fits(smollm2, laptop):
+    machine = replace(laptop, memory_bytes=3_000_000_000)
+    long_rows = DataShape(2_000, 2_000_000, 500_000, 1_000, 0, 50)
+    plan = resolve(settings(training={"batch_size": 16}), smollm2, machine, long_rows)
+    assert not plan.fits
+    assert plan.next_step == "training.micro_batch_tokens: 1024 (the same result, a little slower)"
+    mended = resolve(settings(training={"batch_size": 16, "micro_batch_tokens": 1024}), smollm2, machine, long_rows)
+    assert mended.fits, "the advice must really help"
+
+
+def test_too_large_by_its_number_format_names_bf16(llama3_8b, laptop, addresses):
+    machine = replace(laptop, memory_bytes=24_000_000_000, bf16_gflops=1.0)
+    plan = resolve(settings(), llama3_8b, machine, addresses)
+    assert plan.next_step.startswith("training.precision: bf16")
+    assert resolve(settings(training={"precision": "bf16", "micro_batch_tokens": 256}), llama3_8b, machine, addresses).fits
+
+
+def test_too_large_in_any_way_names_the_memory_that_is_needed(llama3_8b, laptop, addresses):
+    plan = resolve(settings(), llama3_8b, laptop, addresses)
+    assert not plan.fits
+    assert plan.next_step.startswith("a smaller model, or a machine with at least 2")
+    assert "does not fit in 90% of the memory. Try: a smaller model" in "\n".join(plan.lines())
+
+
+def test_the_plan_reads_well(smollm2, laptop, addresses):
+    text = "\n".join(resolve(settings(), smollm2, laptop, addresses).lines())
+    assert "training.learning_rate: 0.001 (LoRA on 135M parameters: " in text
+    assert "updates: 593 of 4 examples" in text
+    assert "(an estimate)" in text
+
+
+def test_the_plan_is_plain_json(smollm2, laptop, addresses):
+    plan = resolve(settings(), smollm2, laptop, addresses)
+    stored = json.loads(json.dumps(plan.as_json()))
+    assert stored["resolved"][1] == {"name": "training.batch_size", "value": 4, "why": "usual for 135M parameters and 790 rows"}
+    assert Settings.model_validate(stored["settings"]) == plan.settings
+
+
+def test_planning_needs_no_torch():
+    code = "import sys, luthier.plan.choose, luthier.plan.machine; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

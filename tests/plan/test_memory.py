@@ -1,0 +1,45 @@
+import pytest
+
+from luthier.plan import memory
+
+
+def test_lora_parameters_are_those_that_peft_counts(smollm2, llama3_8b):
+    # PEFT's own count for r=16 on all linear layers of these two models.
+    assert memory.lora_parameters(smollm2, 16, "all-linear") == 4_884_480
+    assert memory.lora_parameters(llama3_8b, 16, "all-linear") == 41_943_040
+
+
+def test_lora_on_two_layers_is_smaller(smollm2):
+    assert memory.lora_parameters(smollm2, 8, ["q_proj", "v_proj"]) == 30 * 8 * ((576 + 576) + (576 + 192))
+
+
+@pytest.mark.parametrize("spelling", ["q_proj", ["q_proj"], ["self_attn.q_proj"]])
+def test_a_layer_may_be_named_alone_or_with_its_parent(spelling, smollm2):
+    assert memory.lora_parameters(smollm2, 8, spelling) == 30 * 8 * (576 + 576)
+
+
+def test_the_body_is_what_is_left_without_embedding_and_head(smollm2, llama3_8b):
+    assert memory.body_parameters(smollm2) == 106_203_456
+    assert memory.body_parameters(llama3_8b) == 8_030_261_248 - 2 * 128_256 * 4096
+
+
+def test_the_parts_of_a_run(smollm2):
+    cost = memory.lora_run_bytes(smollm2, 4_884_480, "bf16", micro_batch_tokens=1000, row_tokens=110, prefix_tokens=0)
+    assert cost["weights"] == 269_030_016
+    assert cost["adapter and optimizer"] == 78_151_680
+    assert cost["shared prefix"] == 0
+    # A prototype of this run with micro-batches of 1,000 tokens peaked at 2.2 GB.
+    assert 1.6e9 < sum(cost.values()) < 2.6e9
+
+
+def test_twice_the_tokens_need_twice_the_activations_and_nothing_else(smollm2):
+    small = memory.lora_run_bytes(smollm2, 1, "bf16", 1000, 110, 90)
+    large = memory.lora_run_bytes(smollm2, 1, "bf16", 2000, 110, 90)
+    assert large["activations"] == 2 * small["activations"]
+    assert {name for name in small if small[name] != large[name]} == {"activations"}
+
+
+def test_fp32_needs_twice_the_weights_of_bf16(llama3_8b):
+    cost = {kind: memory.lora_run_bytes(llama3_8b, 1, kind, 1000, 110, 0) for kind in ("bf16", "fp32")}
+    assert cost["fp32"]["weights"] == 2 * cost["bf16"]["weights"]
+    assert cost["fp32"]["activations"] > 1.5 * cost["bf16"]["activations"]
