@@ -105,6 +105,11 @@ class RunFolder:
         """The rows of `kind` ("train" or "eval") in the order they were written; a cut last line is left out."""
         return [row for row in _whole_rows(self.metrics) if row["kind"] == kind]
 
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics of updates after `step`: a resumed run writes them again."""
+        rows = [row for row in _whole_rows(self.metrics) if row["step"] <= step]
+        files.write_lines(self.metrics, rows)
+
     def write_scorecard(self, scorecard: Scorecard) -> None:
         files.write_json(self.scorecard, {"schema": SCHEMA, **dataclasses.asdict(scorecard)})
 

@@ -151,9 +151,8 @@ def _multiply_batch(training: dict[str, Any], devices: Any, places: dict[str, st
     for name in names.BATCH:
         places.pop(f"training.{name}", None)
     default = "" if "per_device_train_batch_size" in given else " (Transformers' default)"
-    notes.append(
-        f"training.batch_size: {training['batch_size']} examples per update = {per_device} per device{default} x {accumulation} accumulated x {devices} device"
-    )
+    cut = f"{per_device} per device{default} x {accumulation} accumulated x {devices} device"
+    notes.append(f"training.batch_size: {training['batch_size']} examples per update = {cut}")
 
 
 def _move(tree: dict[str, Any], training: dict[str, Any], name: str, places: dict[str, str], notes: list[str]) -> None:
@@ -270,18 +269,30 @@ def _check_together(settings: Settings, places: Mapping[str, str], file: Path) -
     method = METHODS.get(settings.method)
     if method is None:
         close = difflib.get_close_matches(settings.method, METHODS, n=1)
-        refuse("method", f"method {settings.method!r} is not in this version", f"method: {close[0] if close else 'lora'} (known: {', '.join(METHODS)})")
+        refuse(
+            "method", f"method {settings.method!r} is not in this version", f"method: {close[0] if close else 'lora'} (known: {', '.join(METHODS)})"
+        )
         return
     for block in BLOCKS - {method.block}:
         if block in places:
             refuse(block, f"the block {block}: has no effect with method: {settings.method}", f"take it out, or set method: {block}")
     training = settings.training
     if "training.save_steps" in places and training.save_strategy != "steps":
-        refuse("training.save_steps", f"save_steps has no effect with save_strategy: {training.save_strategy}", "set save_strategy: steps, or take save_steps out")
+        refuse(
+            "training.save_steps",
+            f"save_steps has no effect with save_strategy: {training.save_strategy}",
+            "set save_strategy: steps, or take save_steps out",
+        )
     if "training.save_total_limit" in places and training.save_strategy == "no":
         refuse("training.save_total_limit", "save_total_limit has no effect with save_strategy: no", "take one of the two out")
     if "training.warmup_steps" in places and training.warmup_steps is not None and "training.warmup_ratio" in places:
         refuse("training.warmup_steps", "warmup_steps and warmup_ratio both say how long the rate rises", "keep one of the two")
+    if settings.lora.lora_dropout and training.share_prefixes and "training.share_prefixes" in places:
+        refuse(
+            "training.share_prefixes",
+            "a shared prefix has one dropout mask for all rows, so nothing is shared beside lora_dropout",
+            "take one of the two out",
+        )
     if settings.report_to:
         refuse("report_to", f"trackers ({', '.join(settings.report_to)}) are not in this version", "report_to: [] (metrics.jsonl is always written)")
     if settings.data.eval is None and "evaluation.every_steps" in places and settings.evaluation.every_steps:
@@ -294,3 +305,9 @@ def choices(name: str) -> tuple[Any, ...]:
     """The allowed values of a setting that has a fixed list of them."""
     field = _field(name)
     return get_args(field.annotation) if field else ()
+
+
+def config_of_rows(rows: Path, model: str) -> Config:
+    """Settings around a file of rows, to look at it: all of it is taken as training rows."""
+    settings = Settings.model_validate({"model": model, "data": {"train": str(rows), "eval": None}})
+    return Config(settings, Path("luthier.yaml"), {}, [])

@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Auto = Literal["auto"]
-Share = Annotated[str, Field(pattern=r"^\d+(\.\d+)?%$")]
 
 
 class Section(BaseModel):
@@ -22,7 +21,7 @@ class DataSettings(Section):
     format: Literal["auto", "messages", "sharegpt", "alpaca", "completion", "text"] = Field(
         "auto", description="how a row is built; auto finds it from the columns and says what it found"
     )
-    max_length: int | Auto = Field("auto", ge=8, description="longest row in tokens; auto is the model's context, at most 2048")
+    max_length: Annotated[int, Field(ge=8)] | Auto = Field("auto", description="longest row in tokens; auto is the model's context, at most 2048")
     too_long: Literal["error", "drop"] = Field(
         "error", description="rows over max_length: error sets up to 1 % aside as rejected and stops above that; drop sets all aside"
     )
@@ -41,10 +40,12 @@ class LoraSettings(Section):
 class TrainingSettings(Section):
     """How the rows become updates. Names are those of Transformers' TrainingArguments, but for batch_size."""
 
-    batch_size: int | Auto = Field("auto", ge=1, description="examples per update, over all devices; how it is cut is the engine's business")
+    batch_size: Annotated[int, Field(ge=1)] | Auto = Field(
+        "auto", description="examples per update, over all devices; how it is cut is the engine's business"
+    )
     num_train_epochs: float = Field(3, gt=0, description="passes over the training rows")
     max_steps: int | None = Field(None, ge=1, description="stop after this many updates, whatever num_train_epochs says")
-    learning_rate: float | Auto = Field("auto", gt=0, le=1, description="peak rate, after warm-up")
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = Field("auto", description="peak rate, after warm-up")
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field("cosine", description="the rate's way down after warm-up")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of the updates in which the rate rises")
     warmup_steps: int | None = Field(None, ge=0, description="updates in which the rate rises; used instead of warmup_ratio")
@@ -69,13 +70,13 @@ class EvaluationSettings(Section):
     """Measuring, during and after the run."""
 
     every_steps: int | None = Field(None, ge=1, description="updates between two evaluations of the held-out loss; null: at the end only")
-    metrics: list[Literal["exact_match", "valid_json", "field_f1"]] = Field(
-        ["exact_match"], description="what `luthier eval` counts on the answers"
-    )
+    metrics: list[Literal["exact_match", "valid_json", "field_f1"]] = Field(["exact_match"], description="what `luthier eval` counts on the answers")
     max_rows: int | None = Field(None, ge=1, description="held-out rows to answer; null: all")
     base_rows: int | None = Field(None, ge=1, description="held-out rows the base model answers; null: as many as the tuned one")
     shots: int = Field(0, ge=0, le=64, description="also ask the base with this many training examples in the prompt (0: do not)")
-    max_new_tokens: int | Auto = Field("auto", ge=1, description="longest answer; auto is just above the 99th percentile of the training answers")
+    max_new_tokens: Annotated[int, Field(ge=1)] | Auto = Field(
+        "auto", description="longest answer; auto is just above the 99th percentile of the training answers"
+    )
     sample_answers: int = Field(0, ge=0, le=20, description="held-out rows answered and printed at each evaluation while training")
 
 

@@ -3,6 +3,8 @@
 The bfloat16 weights are the model from then on: training starts from them and parity is measured against them.
 """
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ def unpack(gguf: Path, card: ModelCard, folder: Path) -> None:
 
     Raises ModelError where the file holds another model than the card describes.
     """
-    with without_bars():
+    # The bar of the dequantization knows no switch of its own.
+    with without_bars(), contextlib.redirect_stderr(io.StringIO()):
         tokenizer = _tokenizer(gguf, card)
         model: Any = AutoModelForCausalLM.from_pretrained(
             str(gguf.parent), gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16

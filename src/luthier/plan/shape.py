@@ -35,7 +35,9 @@ def common_prefix(sequences: list[list[int]]) -> int:
 def of_text(rows: Sequence[Conversation]) -> DataShape:
     """The same from characters, where no tokenizer is at hand. An estimate."""
     turns = [[_tokens(turn.content) for turn in row.turns] for row in rows]
-    trained = sorted(sum(count for turn, count in zip(row.turns, counts, strict=True) if turn.role in SPOKEN) for row, counts in zip(rows, turns, strict=True))
+    trained = sorted(
+        sum(count for turn, count in zip(row.turns, counts, strict=True) if turn.role in SPOKEN) for row, counts in zip(rows, turns, strict=True)
+    )
     lengths = [sum(counts) + TOKENS_PER_TURN * len(counts) for counts in turns]
     first = {row.turns[0].content for row in rows if len(row.turns) > 1 and row.turns[0].role == "system"}
     return DataShape(

@@ -1,0 +1,50 @@
+# make demo        installs into .venv (once) and runs the main job
+# make test        installs likewise, then every check and every test that is not slow
+# make check       ruff, mypy, import-linter and the size ratchet
+# make test-slow   the tests marked slow
+# make clean       removes .venv and every cache of the tools
+#
+# PYTHON=python3.12           which Python makes .venv (3.11 or newer)
+# TORCH_INDEX=URL             where torch comes from, e.g. https://download.pytorch.org/whl/cpu for machines without a GPU
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+PIP := $(RUN) -m pip --disable-pip-version-check
+# macOS has no timeout unless coreutils is there.
+TIMEOUT := $(shell command -v timeout || command -v gtimeout)
+
+.PHONY: demo install test check test-slow clean
+
+demo: $(STAMP)
+	$(VENV)/bin/luthier demo
+
+install: $(STAMP)
+
+# The stamp spares the second call pip and the network. torch comes first and by itself, so that its index serves nothing else.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Luthier needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP) install -c constraints.txt -e ".[all,dev]"
+	touch $@
+
+test: check
+	$(RUN) -m pytest -m "not slow" --durations=10
+
+check: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
+	$(RUN) -m pytest -q tests/house/test_sizes.py
+
+# pytest answers 5 when no test is marked slow.
+test-slow: $(STAMP)
+	$(if $(TIMEOUT),$(TIMEOUT) 2400) $(RUN) -m pytest -m slow --durations=10 || test $$? -eq 5
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

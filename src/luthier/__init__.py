@@ -1,0 +1,86 @@
+"""Luthier: fine-tune open language models, and see at every step that nothing was lost.
+
+run = luthier.fit("luthier.yaml")
+run.evaluate()
+run.chat("Where is the nearest luthier?")
+run.export("merged")
+"""
+
+from __future__ import annotations
+
+import os
+
+# Threads that wait must sleep. Torch's OpenMP lets them spin, and beside one other busy process on 2 cores a single update then
+# took up to 82 s instead of 1.4 (docs/experiments.md). Read when torch is loaded, so it is set before anything else is.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from luthier.config.load import Config
+    from luthier.plan.choose import Plan
+    from luthier.records import Scorecard
+    from luthier.reporting import Reporter
+
+__all__ = ["Run", "__version__", "fit", "load_config", "make_plan", "open_run"]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A trained run. Everything it knows lies in the folder `path`."""
+
+    path: Path
+
+    def evaluate(self, data: str | None = None, *, reporter: Reporter | None = None) -> Scorecard:
+        """Base beside tuned on the held-out rows, or on the rows of the file `data`."""
+        from luthier.recipes import evaluation
+        from luthier.run_folder import RunFolder
+
+        return evaluation.evaluate(RunFolder(self.path), reporter, data=data)
+
+    def chat(self, text: str, *, system: str | None = None) -> str:
+        """The tuned model's greedy answer to one message; `system` replaces the message the run was trained with."""
+        from luthier.recipes import conversation
+        from luthier.run_folder import RunFolder
+
+        return "".join(conversation.open_talk(RunFolder(self.path), system=system).ask(text))
+
+    def export(self, to: str, *, folder: str | Path | None = None, precision: str = "bf16") -> Path:
+        """Write the artifact `to` (merged or adapter), compare it with the trained model (parity.json), and return its folder."""
+        from luthier.recipes import handover
+        from luthier.run_folder import RunFolder
+
+        path, _ = handover.export(RunFolder(self.path), to, folder=Path(folder) if folder else None, precision=precision)
+        return path
+
+
+def fit(config: str | Path, overrides: list[str] | None = None, *, reporter: Reporter | None = None) -> Run:
+    """Train as the YAML file `config` says. `overrides` are "section.name=value". Raises LuthierError for what a user can mend."""
+    from luthier.recipes import sft
+
+    return Run(sft.fit(load_config(config, overrides), reporter).path)
+
+
+def load_config(config: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read and check a YAML file of settings."""
+    from luthier.config import load
+
+    return load.load_config(config, overrides)
+
+
+def make_plan(config: str | Path, overrides: list[str] | None = None) -> Plan:
+    """What a run would do and cost on this machine."""
+    from luthier.recipes import planning
+
+    return planning.make_plan(load_config(config, overrides))
+
+
+def open_run(name: str) -> Run:
+    """A run by its folder, by its name in ./runs, or "last"."""
+    from luthier import run_folder
+
+    return Run(run_folder.open_run(name).path)

@@ -1,0 +1,5 @@
+"""`python -m luthier` is `luthier`."""
+
+from luthier.cli import main
+
+main()

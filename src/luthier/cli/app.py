@@ -1,0 +1,93 @@
+"""The table of commands, and the one place where an error becomes a line and an exit code."""
+
+import os
+import sys
+from collections.abc import Callable
+
+import typer
+
+from luthier.cli import data, demo, machine, models, project, runs, training
+from luthier.errors import LuthierError
+from luthier.version import VERSION
+
+Command = Callable[..., None]
+COMMANDS: dict[str, tuple[Command, str]] = {
+    # verb       function             panel of --help
+    "demo": (demo.demo, "Start"),
+    "init": (project.init, "Start"),
+    "doctor": (machine.doctor, "Start"),
+    "plan": (training.plan, "Train"),
+    "train": (training.train, "Train"),
+    "eval": (training.evaluate, "After training"),
+    "chat": (training.chat, "After training"),
+    "export": (training.export, "After training"),
+}
+GROUPS: dict[str, tuple[dict[str, Command], str, str]] = {
+    # verb       commands            panel             help
+    "data": (data.COMMANDS, "Train", "Look at the rows before anything is trained."),
+    "models": (models.COMMANDS, "Start", "Models that can be fine-tuned."),
+    "runs": (runs.COMMANDS, "After training", "Runs in this folder."),
+    "cache": (models.CACHE_COMMANDS, "Start", "Downloaded models."),
+}
+
+
+def _build() -> typer.Typer:
+    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich", help=HELP)
+    app.callback()(_root)
+    for name, (function, panel) in COMMANDS.items():
+        app.command(name, rich_help_panel=panel)(function)
+    for name, (commands, panel, text) in GROUPS.items():
+        group = typer.Typer(no_args_is_help=True, help=text)
+        for command, function in commands.items():
+            group.command(command)(function)
+        app.add_typer(group, name=name, rich_help_panel=panel)
+    return app
+
+
+HELP = """Fine-tune open language models, and see at every step that nothing was lost.
+
+Begin with: [bold]luthier demo[/bold]  (US addresses to JSON on this machine, no account and no model hub)
+or: [bold]luthier init my-project[/bold], then [bold]luthier train my-project/luthier.yaml[/bold]"""
+
+
+def _version(value: bool | None) -> None:
+    if value:
+        typer.echo(f"luthier {VERSION}")
+        raise typer.Exit
+
+
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+) -> None:
+    if debug:
+        os.environ["LUTHIER_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 a problem in data, model or run, 2 called wrongly, 130 stopped by Ctrl-C."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    debug = "--debug" in sys.argv
+    # --debug counts anywhere in the line, not only before the verb.
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        _build()(args=arguments, prog_name="luthier")
+    except LuthierError as error:
+        if debug:
+            raise
+        typer.echo(f"luthier: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("luthier: stopped", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if debug:
+            raise
+        typer.echo(
+            f"luthier: a fault of ours: {type(error).__name__}: {error}\n  Try: the same command with --debug, and report what it shows", err=True
+        )
+        sys.exit(1)

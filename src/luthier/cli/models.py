@@ -1,0 +1,89 @@
+"""luthier models list | show | fetch, and luthier cache ls | clean."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from luthier.cli.terminal import Terminal, print_json
+from luthier.errors import CallError
+
+Name = Annotated[str, typer.Argument(help="A name of the catalog, a hub id or a folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+
+
+def list_models(as_json: Json = False) -> None:
+    """The catalog.
+
+    Example: luthier models list
+    """
+    from luthier.models import catalog
+
+    cards = catalog.cards()
+    if as_json:
+        print_json([{"name": card.name, "parameters": card.facts.parameters, "license": card.license, "summary": card.summary} for card in cards])
+        return
+    rows = [[card.name, f"{card.facts.parameters / 1e6:,.0f} M", f"{card.facts.context:,}", card.license, card.summary] for card in cards]
+    Terminal().table(["name", "parameters", "context", "license", "what"], rows)
+
+
+def show(name: Name, as_json: Json = False) -> None:
+    """Everything that is known of a model, and where it lies.
+
+    Example: luthier models show smollm2-135m-instruct --json
+    """
+    from luthier.models import overview
+
+    known = overview.describe(name)
+    if as_json:
+        print_json(known)
+        return
+    terminal = Terminal()
+    for key, value in known.items():
+        terminal.say(f"{key:<16} {value}")
+
+
+def fetch(name: Name) -> None:
+    """Fetch a model into the cache, or check that it is there and whole.
+
+    Example: luthier models fetch smollm2-135m-instruct
+    """
+    from luthier.models import find
+
+    terminal = Terminal()
+    terminal.say(f"{name}: {find.find(name, terminal)}")
+
+
+def cache_list(as_json: Json = False) -> None:
+    """Models on this disk, with their size.
+
+    Example: luthier cache ls
+    """
+    from luthier.models import cache
+
+    known = cache.cached()
+    if as_json:
+        print_json([{"name": one.name, "path": str(one.path), "bytes": one.bytes, "source": one.source} for one in known])
+        return
+    terminal = Terminal()
+    terminal.table(["name", "size", "from", "folder"], [[one.name, f"{one.bytes / 1e6:,.0f} MB", one.source, str(one.path)] for one in known])
+
+
+def cache_clean(
+    names: Annotated[list[str] | None, typer.Argument(help="Names that `luthier cache ls` shows.")] = None,
+    all_models: Annotated[bool, typer.Option("--all", help="All of Luthier's own.")] = False,
+) -> None:
+    """Delete models from Luthier's cache (the hub's own cache is left alone).
+
+    Example: luthier cache clean smollm2-135m-instruct
+    """
+    from luthier.models import cache
+
+    if bool(names) == all_models:
+        raise CallError("say which: names, or --all", where="luthier cache clean", next_step="luthier cache ls shows the names")
+    freed = cache.clean(names if names else None)
+    Terminal().say(f"freed {freed / 1e6:,.0f} MB")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"list": list_models, "show": show, "fetch": fetch}
+CACHE_COMMANDS: dict[str, Callable[..., None]] = {"ls": cache_list, "clean": cache_clean}

@@ -1,0 +1,158 @@
+"""luthier plan | train | eval | chat | export."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from luthier import run_folder
+from luthier.cli.terminal import Terminal, print_json
+from luthier.errors import CallError, LuthierError
+
+ConfigFile = Annotated[Path, typer.Argument(help="The settings file, such as luthier.yaml.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to replace: section.name=value ...")]
+RunName = Annotated[str, typer.Argument(help="A run folder, its name in ./runs, or last.")]
+Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+
+
+def plan(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
+    """What a run would do and cost here: every auto with its reason, memory, time.
+
+    Example: luthier plan my-project/luthier.yaml
+    """
+    from luthier.config.load import load_config
+    from luthier.recipes.planning import make_plan
+
+    terminal = Terminal(quiet=as_json)
+    loaded = load_config(config, overrides)
+    for note in loaded.notes:
+        terminal.say(note)
+    found = make_plan(loaded, terminal)
+    if as_json:
+        print_json(found.as_json())
+        return
+    for line in found.lines():
+        terminal.say(line)
+
+
+def train(
+    config: Annotated[Path | None, typer.Argument(help="The settings file, such as luthier.yaml.")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with a run that was stopped: its folder, its name, or last.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune as a settings file says.
+
+    Example: luthier train my-project/luthier.yaml training.learning_rate=1e-4
+    """
+    if (config is None) == (resume is None):
+        raise CallError(
+            "a settings file is needed, or --resume RUN (which has its own)", where="luthier train", next_step="luthier train luthier.yaml"
+        )
+    from luthier.config.load import load_config
+
+    stopped = run_folder.open_run(resume) if resume else None
+    if stopped and stopped.adapter.is_dir():
+        raise CallError("this run has ended", where=str(stopped.path), next_step="for more epochs or rows, start a run with init_from: this one")
+    loaded = load_config(stopped.config if stopped else Path(str(config)), overrides)
+    terminal = Terminal(quiet=as_json)
+    from luthier.recipes import sft
+
+    run = sft.fit(loaded, terminal, resume=stopped)
+    if as_json:
+        print_json({"run": str(run.path), "adapter": str(run.adapter), "report": str(run.report)})
+        return
+    terminal.say(f"run: {run.path}\nNext: luthier eval {run.path}   luthier chat {run.path}   luthier export {run.path}")
+
+
+def evaluate(
+    run: RunName,
+    data: Annotated[str | None, typer.Option(help="A file of rows to ask, instead of those held out.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Base beside tuned on held-out rows, with 95 % intervals.
+
+    Example: luthier eval last
+    """
+    folder = run_folder.open_run(run)
+    terminal = Terminal(quiet=as_json)
+    from luthier.recipes import evaluation
+
+    scorecard = evaluation.evaluate(folder, terminal, data=data)
+    if as_json:
+        print_json(scorecard)
+        return
+    terminal.scorecard(scorecard)
+    terminal.say(f"report: {folder.report}")
+
+
+def chat(
+    run: RunName,
+    prompt: Annotated[str | None, typer.Option(help="Ask this and end (default: a conversation).")] = None,
+    base: Annotated[bool, typer.Option("--base", help="Talk to the base model.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Answers of both.")] = False,
+    system: Annotated[str | None, typer.Option(help="Another system message than the one it was trained with.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens.")] = None,
+) -> None:
+    """Talk to the tuned model, its base, or both.
+
+    Example: luthier chat last --prompt "150 Pierce Rd, Itasca, IL 60143"
+    """
+    if base and compare:
+        raise CallError("--base and --compare ask for different things", where="luthier chat", next_step="leave one of the two out")
+    folder = run_folder.open_run(run)
+    terminal = Terminal(quiet=prompt is not None)
+    from luthier.recipes import conversation
+
+    voices = ["base", "tuned"] if compare else ["base" if base else "tuned"]
+    talk = conversation.open_talk(folder, terminal, system=system, max_new_tokens=max_new_tokens)
+    if prompt is not None:
+        _answer(talk, prompt, voices)
+        return
+    terminal.say("type a message; an empty line or Ctrl-D ends")
+    while text := _read_line():
+        _answer(talk, text, voices)
+
+
+def _answer(talk: "conversation.Talk", text: str, voices: list[str]) -> None:  # type: ignore[name-defined]
+    for voice in voices:
+        if len(voices) > 1:
+            sys.stdout.write(f"{voice}: ")
+        for piece in talk.ask(text, voice):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+
+
+def _read_line() -> str:
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""
+
+
+def export(
+    run: RunName,
+    to: Annotated[str, typer.Option(help="adapter (PEFT's format) or merged (one ordinary model).")] = "merged",
+    folder: Annotated[Path | None, typer.Option(help="Where to (default: in the run folder).")] = None,
+    precision: Annotated[str, typer.Option(help="Number format of a merged model: bf16, fp16 or fp32.")] = "bf16",
+    as_json: Json = False,
+) -> None:
+    """Write the model for other tools, and prove that it answers as the trained one does.
+
+    Example: luthier export last --to merged
+    """
+    source = run_folder.open_run(run)
+    terminal = Terminal(quiet=as_json)
+    from luthier.recipes import handover
+
+    path, parity = handover.export(source, to, terminal, folder=folder, precision=precision)
+    if as_json:
+        print_json(parity)
+    else:
+        terminal.say(f"{path}: mean KL {parity.mean_kl:.1e} nats a token, {parity.greedy_agreement:.0%} equal answers")
+    if not parity.passed:
+        raise LuthierError(
+            "what was written does not answer as the trained model does", where=str(path), next_step="--precision fp32 keeps every digit"
+        )

@@ -1,0 +1,93 @@
+"""From settings or a run folder to an engine that is ready to train or to answer."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luthier.config.load import Config, load_config
+from luthier.config.settings import Settings
+from luthier.engine.engine import Engine
+from luthier.engine.probe import best_device
+from luthier.errors import ConfigError, RunError
+from luthier.models import adapters, find, load
+from luthier.reporting import Reporter
+from luthier.run_folder import RunFolder, open_run
+
+
+def start(config: Config, settings: Settings, folder: Path, tokenizer: Any) -> Engine:
+    """The model of a run that begins: the base with a new adapter, or with the adapter of `init_from`. All settings are resolved."""
+    model = load.load_model(folder, settings.training.precision, device_of(settings))  # type: ignore[arg-type]
+    if settings.init_from:
+        model = adapters.load_adapter(model, earlier_run(config).adapter, trainable=True)
+    else:
+        model = adapters.add_lora(model, **settings.lora.model_dump(), seed=settings.seed)
+    return _engine(model, tokenizer, settings)
+
+
+def open_trained(run: RunFolder, reporter: Reporter, precision: str | None = None, adapter: Path | None = None) -> Engine:
+    """The trained model of a run: its base and its adapter (or the one in the folder `adapter`).
+
+    In the number format it was trained in, unless told otherwise.
+    """
+    config = load_config(run.config)
+    if not run.adapter.is_dir():
+        raise RunError("has no adapter: the run has not ended", where=str(run.path), next_step=f"luthier train --resume {run.path}")
+    folder = find.find(config.settings.model, reporter, config.file.parent)
+    model = load.load_model(folder, precision or config.settings.training.precision, device_of(config.settings))  # type: ignore[arg-type]
+    model = adapters.load_adapter(model, adapter or run.adapter, trainable=False)
+    return _engine(model, load.load_tokenizer(folder), config.settings)
+
+
+def open_model(name: str, reporter: Reporter, precision: str = "bf16", device: str = "auto") -> Engine:
+    """A model by itself, by its catalog name, hub id or folder."""
+    folder = find.find(name, reporter)
+    model = load.load_model(folder, precision, best_device() if device == "auto" else device)  # type: ignore[arg-type]
+    return Engine(model, load.load_tokenizer(folder))
+
+
+@contextmanager
+def as_base(engine: Engine) -> Iterator[Engine]:
+    """The same engine with its adapter switched off: the base model, without loading it again."""
+    with engine.model.disable_adapter():
+        yield engine
+
+
+def earlier_run(config: Config) -> RunFolder:
+    """The run that `init_from` names."""
+    name = config.settings.init_from or ""
+    where = config.given.get("init_from", str(config.file))
+    try:
+        run = open_run(config.beside(name), Path(config.beside(config.settings.output_dir)))
+    except RunError as error:
+        raise ConfigError(f"init_from: {name} is not a run", where=where, next_step="luthier runs list") from error
+    if not run.adapter.is_dir():
+        raise ConfigError(f"init_from: {name} has no adapter (it has not ended)", where=where, next_step=f"luthier train --resume {run.path}")
+    return run
+
+
+def device_of(settings: Settings) -> str:
+    """The device that the settings ask for. Raises ConfigError for one that is not there."""
+    if settings.device == "auto":
+        return best_device()
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[settings.device]
+    if not there:
+        raise ConfigError(
+            f"device: {settings.device} is not on this machine, or this torch cannot see it", where="device", next_step="luthier doctor"
+        )
+    return settings.device
+
+
+def _engine(model: Any, tokenizer: Any, settings: Settings) -> Engine:
+    training = settings.training
+    return Engine(
+        model,
+        tokenizer,
+        # A shared prefix has one dropout mask for all rows, which is another estimator: beside dropout nothing is shared.
+        share_prefixes=training.share_prefixes and not settings.lora.lora_dropout,
+        micro_batch_tokens=training.micro_batch_tokens,
+        adam={"betas": (training.adam_beta1, training.adam_beta2), "eps": training.adam_epsilon, "weight_decay": training.weight_decay},
+        max_grad_norm=training.max_grad_norm,
+    )

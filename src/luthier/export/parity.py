@@ -1,0 +1,58 @@
+"""Does the exported model answer as the trained one does? Measured on held-out prompts, from what lies on the disk.
+
+Letters: T tokens, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from luthier.records import Parity
+
+Logits = Callable[[list[int]], Float[Tensor, "T V"]]
+
+THRESHOLDS = {
+    # stored as    most mean KL (nats a token)       most difference of a logit       least share of equal answers
+    "fp32": {"mean_kl": 1e-6, "max_logit_difference": 1e-2, "greedy_agreement": 0.99},
+    "bf16": {"mean_kl": 1e-3, "greedy_agreement": 0.90},
+    "fp16": {"mean_kl": 1e-3, "greedy_agreement": 0.90},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What one model says to the prompts: the text, and the logits over the last tokens of given rows."""
+
+    texts: list[str]
+    logits: list[Tensor]
+
+
+def compare(trained: Answers, exported: Answers, *, artifact: str, engine: str, precision: str) -> Parity:
+    """The certificate of one artifact."""
+    differences = [float((one - other).abs().max()) for one, other in zip(trained.logits, exported.logits, strict=True)]
+    kl = torch.cat([kl_divergence(one, other) for one, other in zip(trained.logits, exported.logits, strict=True)])
+    equal = [one == other for one, other in zip(trained.texts, exported.texts, strict=True)]
+    measured = {"max_logit_difference": max(differences), "mean_kl": float(kl.mean()), "greedy_agreement": sum(equal) / len(equal) if equal else 1.0}
+    threshold = THRESHOLDS[precision]
+    return Parity(artifact=artifact, engine=engine, threshold=threshold, passed=holds(measured, threshold), **measured)
+
+
+def holds(measured: dict[str, float], threshold: dict[str, float]) -> bool:
+    """Whether nothing is further off than allowed. Agreement has a least value, the others a most."""
+    return all(measured[name] >= limit if name == "greedy_agreement" else measured[name] <= limit for name, limit in threshold.items())
+
+
+def kl_divergence(trained_TV: Float[Tensor, "T V"], exported_TV: Float[Tensor, "T V"]) -> Float[Tensor, "T"]:
+    """KL(trained || exported) of each token, in nats."""
+    trained, exported = (torch.log_softmax(logits.double(), dim=-1) for logits in (trained_TV, exported_TV))
+    return (trained.exp() * (trained - exported)).sum(dim=-1)
+
+
+def answers_of(
+    logits: Logits, answer: Callable[[Sequence[list[int]]], list[str]], prompts: Sequence[list[int]], rows: Sequence[list[int]]
+) -> Answers:
+    """Ask a model: greedy answers to the prompts, logits over whole rows (prompt and right answer)."""
+    return Answers(answer(prompts), [logits(row) for row in rows])

@@ -1,0 +1,50 @@
+"""Talk to a run: the tuned model, its base, or both."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from luthier.config.load import load_config
+from luthier.engine import Engine, opening
+from luthier.records import Turn
+from luthier.reporting import Reporter, Silent
+from luthier.run_folder import RunFolder
+from luthier.serve import contract
+from luthier.serve.session import Session
+
+VOICES = ("tuned", "base")
+
+
+@dataclass(slots=True)
+class Talk:
+    """An opened run, with a conversation for each voice (tuned, base)."""
+
+    engine: Engine
+    sessions: dict[str, Session]
+    max_new_tokens: int
+
+    def ask(self, text: str, voice: str = "tuned") -> Iterator[str]:
+        """The answer of one voice, piece by piece."""
+        stream = self._stream_base if voice == "base" else self._stream
+        return self.sessions[voice].ask(text, stream)
+
+    def _stream(self, turns: list[Turn]) -> Iterator[str]:
+        return self.engine.stream(turns, max_new_tokens=self.max_new_tokens)
+
+    def _stream_base(self, turns: list[Turn]) -> Iterator[str]:
+        with opening.as_base(self.engine):
+            yield from self._stream(turns)
+
+
+def open_talk(run: RunFolder, reporter: Reporter | None = None, *, system: str | None = None, max_new_tokens: int | None = None) -> Talk:
+    """Open a run to talk to. Without `system` the one that the run was trained with is used, and said."""
+    reporter = reporter or Silent()
+    engine = opening.open_trained(run, reporter)
+    promised = contract.read_checked(run, engine.tokenizer)
+    used = system if system is not None else promised["system"]
+    if system is None and used:
+        reporter.say(f"system message (the one this run was trained with): {used}")
+    elif system is None and promised["templated"]:
+        reporter.say("system message: none, as in the training rows (a chat template may put in its own)")
+    length = max_new_tokens or max(256, int(load_config(run.config).settings.evaluation.max_new_tokens))
+    sessions = {voice: Session(used, promised["templated"]) for voice in VOICES}
+    return Talk(engine, sessions, length)

@@ -1,0 +1,107 @@
+"""Ask held-out questions of the base and of the tuned model, with the same decoding, and count what is right."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from luthier.config.load import load_config
+from luthier.config.settings import DataSettings, EvaluationSettings
+from luthier.data import ledger, prepare
+from luthier.data.tokenize import prompt_ids
+from luthier.diagnose.report import write_report
+from luthier.engine import Engine, opening
+from luthier.errors import DataError, RunError
+from luthier.evaluate import metrics, questions
+from luthier.records import Conversation, Metric, Sample, Scorecard, Turn
+from luthier.reporting import Reporter, Silent
+from luthier.run_folder import RunFolder
+
+SAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One model's answers: to the first `len(answers)` questions."""
+
+    name: str
+    answers: list[str]
+
+
+def evaluate(run: RunFolder, reporter: Reporter | None = None, *, data: str | None = None, engine: Engine | None = None) -> Scorecard:
+    """The scorecard of a run: base (asked plainly, and with examples where `evaluation.shots` says so) beside tuned.
+
+    Questions are the run's held-out rows, or those of the file `data`. Writes scorecard.json, samples.jsonl and report.html.
+    """
+    reporter = reporter or Silent()
+    settings = load_config(run.config).settings
+    asked = settings.evaluation
+    rows = _rows_of(data, reporter) if data else _held_out(run)
+    rows = rows[: asked.max_rows]
+    metrics.check(asked.metrics, [row.answer for row in rows])
+    engine = engine or opening.open_trained(run, reporter)
+
+    base_rows = rows[: asked.base_rows]
+    with opening.as_base(engine):
+        columns = [Column("base", _ask(engine, base_rows, [], asked, "base", reporter))]
+        if asked.shots:
+            examples = _examples(run, asked.shots)
+            columns.append(Column(f"base_{asked.shots}shot", _ask(engine, base_rows, examples, asked, f"base with {asked.shots} examples", reporter)))
+    columns.append(Column("tuned", _ask(engine, rows, [], asked, "tuned", reporter)))
+
+    scorecard = Scorecard(
+        models={column.name: _scores(column, rows, asked.metrics) for column in columns},
+        decoding={"strategy": "greedy", "max_new_tokens": asked.max_new_tokens, "precision": settings.training.precision},
+        data={"source": data or "held-out rows of the run", "rows": len(rows), "base_rows": len(base_rows)},
+    )
+    run.write_scorecard(scorecard)
+    run.write_samples([_sample(row, place, columns) for place, row in enumerate(base_rows[:SAMPLES])])
+    write_report(run)
+    return scorecard
+
+
+def _held_out(run: RunFolder) -> list[Conversation]:
+    rows = [row for row in ledger.read_held_out(run) if row.prompt]
+    if not rows:
+        raise RunError(
+            "the run holds no questions out", where=str(run.path), next_step="luthier eval RUN --data FILE, or set data.eval before training"
+        )
+    return rows
+
+
+def _rows_of(file: str, reporter: Reporter) -> list[Conversation]:
+    """A file of questions; nothing is trained, so nothing is split off. What is set aside is said."""
+    loaded = prepare.load_rows(DataSettings(train=file, eval=None), Path(), seed=0)
+    for note in loaded.notes:
+        reporter.say(note)
+    rows = loaded.train
+    if not rows[0].prompt:
+        raise DataError("rows of plain text ask nothing", where=file, next_step="give rows with a prompt and an answer")
+    return rows
+
+
+def _examples(run: RunFolder, shots: int) -> list[Conversation]:
+    """The first training rows, as examples for the prompt."""
+    config = load_config(run.config)
+    rows = prepare.load_rows(config.settings.data, config.file.parent, config.settings.seed).train
+    return rows[:shots]
+
+
+def _ask(
+    engine: Engine, rows: Sequence[Conversation], examples: Sequence[Conversation], settings: EvaluationSettings, who: str, reporter: Reporter
+) -> list[str]:
+    prompts = [prompt_ids(_question(row, examples), engine.tokenizer) for row in rows]
+    with reporter.bar(f"asking {who}", len(prompts)) as bar:
+        return engine.answer(prompts, max_new_tokens=int(settings.max_new_tokens), on_answers=bar.advance)
+
+
+def _question(row: Conversation, examples: Sequence[Conversation]) -> list[Turn]:
+    return questions.with_examples(row.prompt, examples) if examples else list(row.prompt)
+
+
+def _scores(column: Column, rows: Sequence[Conversation], names: Sequence[str]) -> dict[str, Metric]:
+    expected = [row.answer for row in rows[: len(column.answers)]]
+    return {name: metrics.score(name, expected, column.answers) for name in names}
+
+
+def _sample(row: Conversation, place: int, columns: Sequence[Column]) -> Sample:
+    return Sample(row.prompt[-1].content, row.answer, {column.name: column.answers[place] for column in columns}, row.source)

@@ -1,0 +1,87 @@
+"""Take a run out of the workshop: the adapter, or one merged model, and the proof that it is the same thing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from luthier import files
+from luthier.config.load import load_config
+from luthier.data import ledger, prepare
+from luthier.data.tokenize import prompt_ids, tokenize
+from luthier.diagnose.report import write_report
+from luthier.engine import Engine, opening
+from luthier.errors import CallError, RunError
+from luthier.export import merged, parity
+from luthier.records import Conversation, Parity, TokenizedExample
+from luthier.reporting import Reporter, Silent
+from luthier.run_folder import RunFolder
+
+TARGETS = ("adapter", "merged")
+ROWS = 40
+
+
+def export(run: RunFolder, to: str, reporter: Reporter | None = None, *, folder: Path | None = None, precision: str = "bf16") -> tuple[Path, Parity]:
+    """Write the artifact `to` (adapter or merged) and compare it, as read back from the disk, with the trained model.
+
+    Nothing that exists is overwritten but an earlier export of this run in its default place. The certificate goes to parity.json.
+    """
+    reporter = reporter or Silent()
+    if to not in TARGETS:
+        raise CallError(f"no such export: {to}", where="--to", next_step=f"one of: {', '.join(TARGETS)}")
+    target = _target(run, to, folder)
+    config = load_config(run.config)
+    trained = opening.open_trained(run, reporter, "fp32")
+    rows = _rows(run)
+    prompts = [prompt_ids(row.prompt, trained.tokenizer) for row in rows if row.prompt]
+    whole = [_token_ids(tokenize(row, trained.tokenizer)) for row in rows]
+    length = int(config.settings.evaluation.max_new_tokens)
+
+    with reporter.bar(f"comparing {to} with the trained model", 2) as bar:
+        before = _answers(trained, prompts, whole, length)
+        bar.advance(1)
+        if to == "merged":
+            merged.write_merged(trained, target, precision)
+            exported = opening.open_model(str(target), reporter, "fp32", config.settings.device)
+        else:
+            merged.write_adapter(trained, target, config.settings.model)
+            exported = opening.open_trained(run, reporter, "fp32", adapter=target)
+            precision = "fp32"
+        after = _answers(exported, prompts, whole, length)
+        bar.advance(2)
+
+    certificate = parity.compare(before, after, artifact=target.name, engine="luthier fp32", precision=precision)
+    run.add_parity(certificate)
+    write_report(run)
+    return target, certificate
+
+
+def _target(run: RunFolder, to: str, folder: Path | None) -> Path:
+    target = folder or run.path / ("merged" if to == "merged" else "adapter-export")
+    if folder and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError("is there already, and nothing is overwritten", where=str(folder), next_step="choose a folder that does not exist")
+    files.make_folder(target.parent)
+    return target
+
+
+def _rows(run: RunFolder) -> list[Conversation]:
+    """Rows to compare on: held out where there are some, else from the training."""
+    rows = ledger.read_held_out(run)
+    if not rows:
+        config = load_config(run.config)
+        rows = prepare.load_rows(config.settings.data, config.file.parent, config.settings.seed).train
+    return rows[:ROWS]
+
+
+def _token_ids(example: object) -> list[int]:
+    assert isinstance(example, TokenizedExample)  # the run has used this row already
+    return example.token_ids
+
+
+def _answers(engine: Engine, prompts: Sequence[list[int]], rows: Sequence[list[int]], max_new_tokens: int) -> parity.Answers:
+    @torch.no_grad()
+    def logits(row: list[int]) -> torch.Tensor:
+        found: torch.Tensor = engine.model(input_ids=torch.tensor([row], device=engine.device), use_cache=False).logits[0].float().cpu()
+        return found
+
+    return parity.answers_of(logits, lambda asked: engine.answer(list(asked), max_new_tokens=max_new_tokens), prompts, rows)

@@ -1,0 +1,222 @@
+"""Teach a model to answer as the rows do. Read this first: it is the whole road, top to bottom."""
+
+import datetime
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luthier import files, run_folder
+from luthier.config.load import Config, settings_to_yaml
+from luthier.config.settings import Settings
+from luthier.data import prepare
+from luthier.data.prepare import Prepared
+from luthier.data.tokenize import prompt_ids
+from luthier.diagnose.report import write_report
+from luthier.engine import Engine, opening, probe
+from luthier.errors import LuthierError
+from luthier.evaluate import metrics
+from luthier.models import facts, find, load
+from luthier.plan import choose, shape
+from luthier.plan.choose import Plan
+from luthier.records import StepReport
+from luthier.reporting import Bar, Reporter, Silent
+from luthier.run_folder import RunFolder
+from luthier.serve import contract
+from luthier.train import checkpoint, loop, order, schedule
+from luthier.train.checkpoint import Place
+from luthier.version import VERSION
+
+LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
+
+
+class Interrupted(LuthierError):
+    """Ctrl-C or SIGTERM: the state is saved. The exit code is the shell's own for that signal."""
+
+    def __init__(self, run: RunFolder, step: int, signal: int) -> None:
+        super().__init__(f"stopped after step {step}; a checkpoint is written", where=str(run.path), next_step=f"luthier train --resume {run.path}")
+        self.exit_code = 128 + signal
+
+
+def fit(config: Config, reporter: Reporter | None = None, *, title: str = "", resume: RunFolder | None = None) -> RunFolder:
+    """Train as `config` says; returns the run folder, with the adapter in PEFT's format and the report.
+
+    Broken data stops it before a model is fetched or loaded. `resume` goes on from that run's newest whole checkpoint.
+    """
+    reporter = reporter or Silent()
+    asked = config.settings
+    rows = prepare.load_rows(asked.data, config.file.parent, asked.seed)
+    metrics.check(asked.evaluation.metrics, [row.answer for row in rows.held_out])
+
+    folder = find.find(asked.model, reporter, config.file.parent)
+    tokenizer = load.load_tokenizer(folder)
+    model_facts = facts.from_folder(folder)
+    max_length = choose.max_length(asked, model_facts).value
+    prepared = prepare.tokenize_rows(rows, tokenizer, int(str(max_length)), asked.data.too_long)
+    for note in [*config.notes, *prepared.rows.notes]:
+        reporter.say(note)
+
+    plan = choose.resolve(asked, model_facts, probe.known_machine(opening.device_of(asked)), shape.of_rows(prepared.train))
+    for line in plan.lines():
+        reporter.say(line)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+    run = resume or _begin(config, plan, prepared, folder, title)
+    engine = opening.start(config, plan.settings, folder, tokenizer)
+    contract.write(run, tokenizer, engine.stop_ids, prepared.rows.train)
+    engine.check(min(prepared.train, key=lambda example: len(example.token_ids)))
+    if engine.plain_reason:
+        reporter.say(f"the plain path is used, one row at a time: {engine.plain_reason}")
+    _train(run, engine, prepared, plan, reporter, resumed=resume is not None)
+
+    engine.save_state(run.adapter, base_name=asked.model)
+    write_report(run)
+    run.say("finished")
+    return run
+
+
+def _begin(config: Config, plan: Plan, prepared: Prepared, folder: Path, title: str) -> RunFolder:
+    """A new run folder with everything that is known before the first update."""
+    name = title or Path(plan.settings.model).name
+    run = run_folder.create(Path(config.beside(plan.settings.output_dir)), name)
+    files.write_text(run.config, settings_to_yaml(_with_absolute_paths(config, plan.settings)))
+    files.write_json(run.plan, plan.as_json())
+    files.write_json(run.environment, _environment(folder))
+    prepare.write_ledger(run, prepared)
+    run.say(f"began: {len(prepared.train)} rows, {plan.updates} updates")
+    return run
+
+
+def _with_absolute_paths(config: Config, settings: Settings) -> Settings:
+    """The settings of a run can be used from anywhere: paths that were relative to the file are made absolute."""
+
+    def absolute(path: str) -> str:
+        return str(Path(config.beside(path)).resolve())
+
+    data = settings.data
+    train = absolute(data.train) if isinstance(data.train, str) else [absolute(path) for path in data.train]
+    held_out = data.eval if data.eval is None or data.eval.endswith("%") else absolute(data.eval)
+    model_path = Path(config.beside(settings.model))
+    changes: dict[str, Any] = {"data": data.model_copy(update={"train": train, "eval": held_out}), "output_dir": absolute(settings.output_dir)}
+    if find.is_folder(settings.model, config.file.parent):
+        changes["model"] = str(model_path.resolve())
+    if settings.init_from:
+        changes["init_from"] = str(opening.earlier_run(config).path.resolve())
+    return settings.model_copy(update=changes)
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    return {
+        "luthier": VERSION,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "threads": torch.get_num_threads(),
+        "model_folder": str(folder),
+        "began": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}",
+    }
+
+
+def _train(run: RunFolder, engine: Engine, prepared: Prepared, plan: Plan, reporter: Reporter, *, resumed: bool) -> None:
+    settings = plan.settings
+    training = settings.training
+    place = Place(0, loop.fingerprint(prepared.train), settings.seed, str(training.precision))
+    if resumed:
+        place = _restore(run, engine, place, reporter)
+    course = loop.Course(
+        updates=plan.updates,
+        examples_seen=order.examples_of_run(len(prepared.train), int(training.batch_size), training.num_train_epochs, training.max_steps),
+        batch_size=int(training.batch_size),
+        learning_rate=float(training.learning_rate),
+        lr_scheduler_type=training.lr_scheduler_type,
+        warmup_steps=schedule.warmup_updates(plan.updates, training.warmup_steps, training.warmup_ratio),
+        seed=settings.seed,
+    )
+
+    def save(step: int) -> None:
+        checkpoint.save(run, engine, Place(step, place.data_sha256, place.seed, place.precision), keep=training.save_total_limit)
+
+    with reporter.bar("training", course.updates) as bar, loop.stopping_on_signals() as stop:
+        watchers = [
+            run.add_step,
+            _teller(bar, reporter, course.updates, training.logging_steps),
+            _evaluator(run, engine, prepared, settings, course.updates, reporter),
+            _saver(save, settings, len(prepared.train), course.updates),
+        ]
+        done = loop.fit(engine, prepared.train, course, watchers, stop, done=place.step)
+    if done < course.updates:
+        save(done)
+        run.say(f"stopped by signal {stop.signal} after step {done}")
+        raise Interrupted(run, done, stop.signal)
+
+
+def _restore(run: RunFolder, engine: Engine, expected: Place, reporter: Reporter) -> Place:
+    path, damaged = checkpoint.newest_whole(run)
+    for line in damaged:
+        reporter.say(f"not used: {line}")
+    place = checkpoint.load(path, engine)
+    checkpoint.check_same_run(place, expected, path)
+    run.forget_after(place.step)
+    reporter.say(f"resumed from {path}")
+    return place
+
+
+def _teller(bar: Bar, reporter: Reporter, updates: int, every: int) -> loop.Watcher:
+    """Moves the bar at every update and prints a line now and then."""
+    seen = {"tokens": 0, "seconds": 0.0}
+
+    def tell(report: StepReport) -> None:
+        seen["tokens"] += report.logical_tokens
+        seen["seconds"] += report.seconds
+        rate = seen["tokens"] / seen["seconds"]
+        bar.advance(report.step, f"loss {report.loss:.3f}  {rate:,.0f} tokens/s")
+        if report.step % every == 0 or report.step == updates:
+            left = (updates - report.step) * report.seconds
+            place = f"step {report.step}/{updates}"
+            reporter.say(f"{place}  loss {report.loss:.4f}  rate {report.learning_rate:.2e}  {rate:,.0f} tokens/s  about {left:.0f} s left")
+
+    return tell
+
+
+def _saver(save: Any, settings: Settings, rows: int, updates: int) -> loop.Watcher:
+    training = settings.training
+    batch_size = int(training.batch_size)
+
+    def due(step: int) -> bool:
+        if training.save_strategy == "epoch":
+            return step == updates or step * batch_size // rows > (step - 1) * batch_size // rows
+        return training.save_strategy == "steps" and step % training.save_steps == 0
+
+    def watch(report: StepReport) -> None:
+        if due(report.step):
+            save(report.step)
+
+    return watch
+
+
+def _evaluator(run: RunFolder, engine: Engine, prepared: Prepared, settings: Settings, updates: int, reporter: Reporter) -> loop.Watcher:
+    """Measures the held-out loss every so often and at the end, and shows a few answers where that is asked for."""
+    every = settings.evaluation.every_steps
+    shown = prepared.rows.held_out[: settings.evaluation.sample_answers]
+
+    def watch(report: StepReport) -> None:
+        if not prepared.held_out or not (report.step == updates or (every and report.step % every == 0)):
+            return
+        loss = engine.held_out_loss(prepared.held_out)
+        run.add_evaluation(report.step, loss, {})
+        reporter.say(f"step {report.step}/{updates}  held-out loss {loss:.4f}")
+        if shown:
+            prompts = [prompt_ids(row.prompt, engine.tokenizer) for row in shown]
+            answers = engine.answer(prompts, max_new_tokens=int(settings.evaluation.max_new_tokens))
+            for row, answer in zip(shown, answers, strict=True):
+                reporter.say(f"  {_last_words(row.prompt)}  ->  {answer}")
+
+    return watch
+
+
+def _last_words(turns: Sequence[Any]) -> str:
+    text = turns[-1].content if turns else ""
+    return text if len(text) <= 60 else f"...{text[-57:]}"

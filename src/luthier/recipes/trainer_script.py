@@ -1,0 +1,89 @@
+"""`luthier init --script trainer`: the same run as plain Transformers Trainer and PEFT, for those who want to compare or to leave."""
+
+import importlib.resources
+from pathlib import Path
+from typing import Any
+
+from luthier.config.load import Config
+from luthier.config.settings import Settings
+from luthier.data.prepare import load_rows, tokenize_rows
+from luthier.engine import opening, probe
+from luthier.errors import CallError, ConfigError
+from luthier.files import make_folder, write_lines, write_text
+from luthier.models import facts
+from luthier.models.find import find
+from luthier.models.load import load_tokenizer
+from luthier.plan import choose, shape
+from luthier.records import Conversation
+from luthier.reporting import Reporter, Silent
+
+TEMPLATE = importlib.resources.files("luthier.recipes") / "templates" / "trainer_script.py"
+MARK = "# <settings>"
+
+
+def write_trainer_script(config: Config, to: Path, reporter: Reporter | None = None) -> Path:
+    """Write the script `to`, and beside it the rows as the run trains them (`NAME.rows.jsonl`). Gives the script's path.
+
+    What is `auto` becomes what `luthier train` would take here. Raises ConfigError where a setting has no counterpart there,
+    CallError where one of the two files exists.
+    """
+    say = reporter or Silent()
+    rows_file = to.with_name(f"{to.stem}.rows.jsonl")
+    _check_settings(config)
+    _check_absent(to, rows_file)
+    rows = load_rows(config.settings.data, config.file.parent, config.settings.seed)
+    folder = find(config.settings.model, say, config.file.parent)
+    model_facts = facts.from_folder(folder)
+    max_length = int(str(choose.max_length(config.settings, model_facts).value))
+    prepared = tokenize_rows(rows, load_tokenizer(folder), max_length, config.settings.data.too_long)
+    machine = probe.known_machine(opening.device_of(config.settings))
+    settings = choose.resolve(config.settings, model_facts, machine, shape.of_rows(prepared.train)).settings
+    values = {"MODEL": str(folder.resolve()), "ROWS": rows_file.name, "OUTPUT": f"{to.stem}-output", **_values(settings)}
+    make_folder(to.parent)
+    write_lines(rows_file, [_row(row) for row in prepared.rows.train])
+    write_text(to, TEMPLATE.read_text(encoding="utf-8").replace(MARK, "\n".join(f"{name} = {value!r}" for name, value in values.items())))
+    say.say(f"{to}: the run of {config.file} as plain Transformers and PEFT, with its {len(prepared.rows.train):,} rows in {rows_file.name}")
+    return to
+
+
+def _check_settings(config: Config) -> None:
+    if config.settings.init_from is not None:
+        raise ConfigError(
+            "a script starts from a fresh adapter, and init_from names a run",
+            where=config.given.get("init_from", str(config.file)),
+            next_step="take init_from out",
+        )
+
+
+def _check_absent(*paths: Path) -> None:
+    for path in paths:
+        if path.exists():
+            raise CallError("exists already; nothing was written", where=str(path), next_step="choose another name, or move it away")
+
+
+def _values(settings: Settings) -> dict[str, Any]:
+    """The constants of the script."""
+    training = settings.training
+    return {
+        "DEVICE": settings.device,
+        "SEED": settings.seed,
+        "LORA": settings.lora.model_dump(),
+        "PRECISION": training.precision,
+        "BATCH_SIZE": training.batch_size,
+        "EPOCHS": training.num_train_epochs,
+        "MAX_STEPS": training.max_steps,
+        "LEARNING_RATE": training.learning_rate,
+        "SCHEDULE": training.lr_scheduler_type,
+        "WARMUP_RATIO": training.warmup_ratio,
+        "WARMUP_STEPS": training.warmup_steps,
+        "WEIGHT_DECAY": training.weight_decay,
+        "ADAM_BETAS": (training.adam_beta1, training.adam_beta2),
+        "ADAM_EPSILON": training.adam_epsilon,
+        "MAX_GRAD_NORM": training.max_grad_norm,
+    }
+
+
+def _row(row: Conversation) -> dict[str, Any]:
+    if row.templated:
+        return {"messages": [{"role": turn.role, "content": turn.content} for turn in row.turns]}
+    return {turn.role: turn.content for turn in row.turns}  # prompt and completion, or text

@@ -1,0 +1,59 @@
+"""What a run promises to whoever serves it: the template, the stop tokens, the system message, and prompts rendered to the id."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from luthier import files
+from luthier.data.tokenize import prompt_ids
+from luthier.errors import RunError
+from luthier.records import Conversation, Turn
+from luthier.run_folder import RunFolder
+
+SCHEMA = 1
+GOLDEN_PROMPTS = 3
+
+
+def write(run: RunFolder, tokenizer: Any, stop_ids: set[int], rows: Sequence[Conversation]) -> None:
+    """Keep the contract of a run that was trained on `rows`."""
+    files.write_json(
+        run.contract,
+        {
+            "schema": SCHEMA,
+            "template_sha256": template_hash(tokenizer),
+            "templated": rows[0].templated,
+            "system": shared_system(rows),
+            "stop_tokens": sorted(tokenizer.convert_ids_to_tokens(sorted(stop_ids))),
+            "golden": [
+                {"messages": [{"role": turn.role, "content": turn.content} for turn in row.prompt], "ids": prompt_ids(row.prompt, tokenizer)}
+                for row in rows[:GOLDEN_PROMPTS]
+                if row.prompt
+            ],
+        },
+    )
+
+
+def read_checked(run: RunFolder, tokenizer: Any) -> dict[str, Any]:
+    """The run's contract, after its golden prompts were rendered again. Raises RunError where one comes out otherwise."""
+    contract: dict[str, Any] = files.read_json(run.contract)
+    for golden in contract["golden"]:
+        turns = [Turn(message["role"], message["content"]) for message in golden["messages"]]
+        if prompt_ids(turns, tokenizer) != golden["ids"]:
+            raise RunError(
+                "the base's tokenizer or chat template has changed since the training: the same messages give other tokens",
+                where=str(run.contract),
+                next_step="restore the base model that the run was trained on (environment.json names it), or train again",
+            )
+    return contract
+
+
+def template_hash(tokenizer: Any) -> str:
+    return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
+
+
+def shared_system(rows: Sequence[Conversation]) -> str | None:
+    """The system message that at least nine rows of ten begin with, or None."""
+    first = Counter(row.turns[0].content if row.turns[0].role == "system" else None for row in rows)
+    text, count = first.most_common(1)[0]
+    return text if count >= 0.9 * len(rows) else None

@@ -1,0 +1,131 @@
+"""The training loop: the rows of each update, one update, and everyone who wants to know is told."""
+
+import hashlib
+import math
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+import numpy as np
+import torch
+
+from luthier.engine import Engine
+from luthier.errors import RunError
+from luthier.records import StepReport, TokenizedExample
+from luthier.train import order, schedule
+
+Watcher = Callable[[StepReport], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How a run goes: numbers only, all resolved."""
+
+    updates: int
+    examples_seen: int
+    batch_size: int
+    learning_rate: float
+    lr_scheduler_type: str
+    warmup_steps: int
+    seed: int
+
+
+@dataclass(slots=True)
+class Stop:
+    """Whether a signal asked the run to end after the update at hand; `signal` is its number."""
+
+    signal: int = 0
+
+
+def fit(engine: Engine, examples: list[TokenizedExample], course: Course, watchers: list[Watcher], stop: Stop, *, done: int = 0) -> int:
+    """Train from update `done` to the end of the course, or until `stop` says so. Returns the updates that are done.
+
+    Raises RunError when the loss or the gradient is not finite: nothing of such an update is kept.
+    """
+    engine.require_trained_parameters()
+    for update in range(done, course.updates):
+        start = time.perf_counter()
+        # Every draw of an update (dropout) comes from the seed and the update's number: a resumed run draws the same.
+        torch.manual_seed(update_seed(course.seed, update))
+        rows = [examples[row] for row in order.update_rows(len(examples), course.batch_size, course.seed, update, course.examples_seen)]
+        rate = schedule.learning_rate(
+            update, peak=course.learning_rate, shape=course.lr_scheduler_type, warmup=course.warmup_steps, updates=course.updates
+        )
+        measured = engine.forward_backward(rows)
+        grad_norm = engine.optim_step(rate)
+        if not (math.isfinite(measured.loss) and math.isfinite(grad_norm)):
+            raise not_finite(update + 1, measured.loss, grad_norm, rows)
+        report = StepReport(
+            step=update + 1,
+            epoch=round(min((update + 1) * course.batch_size, course.examples_seen) / len(examples), 4),
+            loss=measured.loss,
+            grad_norm=grad_norm,
+            learning_rate=rate,
+            logical_tokens=measured.logical_tokens,
+            executed_tokens=measured.executed_tokens,
+            trained_tokens=measured.trained_tokens,
+            seconds=round(time.perf_counter() - start, 4),
+            peak_bytes=peak_bytes(),
+        )
+        for watcher in watchers:
+            watcher(report)
+        if stop.signal:
+            return update + 1
+    return course.updates
+
+
+def not_finite(step: int, loss: float, grad_norm: float, rows: list[TokenizedExample]) -> RunError:
+    return RunError(
+        f"the loss is {loss} and the gradient norm {grad_norm}; training stopped and nothing of this update was kept",
+        where=f"step {step} (rows {', '.join(str(row.source) for row in rows[:8])})",
+        next_step="lower training.learning_rate, or set training.precision: fp32; then resume from the last checkpoint",
+    )
+
+
+def update_seed(seed: int, update: int) -> int:
+    """A seed for one update, from the run's seed and the update's number."""
+    return int(np.random.SeedSequence([seed, update]).generate_state(1, np.uint64)[0] >> 1)
+
+
+@contextmanager
+def stopping_on_signals() -> Iterator[Stop]:
+    """Ctrl-C and SIGTERM end the run after the update at hand; a second one ends it at once."""
+    stop = Stop()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.signal:
+            raise KeyboardInterrupt
+        stop.signal = number
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: whoever runs the thread has the signals
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def peak_bytes() -> int:
+    """The most memory this process has held so far: the GPU's where one is used, else main memory."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def fingerprint(examples: list[TokenizedExample]) -> str:
+    """sha256 over the tokens and masks of the training rows, in order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(np.asarray(example.token_ids, dtype=np.int64).tobytes())
+        digest.update(np.asarray(example.trained, dtype=np.bool_).tobytes())
+    return digest.hexdigest()
