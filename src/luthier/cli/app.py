@@ -2,7 +2,9 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
@@ -11,6 +13,8 @@ from luthier.errors import LuthierError
 from luthier.version import VERSION
 
 Command = Callable[..., None]
+# What `pip install luthier` leaves out, by the names they are imported by.
+TRAIN_LIBRARIES = {"torch", "transformers", "peft", "safetensors", "tokenizers", "gguf", "huggingface_hub", "jaxtyping"}
 COMMANDS: dict[str, tuple[Command, str]] = {
     # verb       function             panel of --help
     "demo": (demo.demo, "Start"),
@@ -50,24 +54,27 @@ Begin with: [bold]luthier demo[/bold]  (US addresses to JSON on this machine, no
 or: [bold]luthier init my-project[/bold], then [bold]luthier train my-project/luthier.yaml[/bold]"""
 
 
-def _version(value: bool | None) -> None:
+def _version(value: bool) -> bool:
     if value:
         typer.echo(f"luthier {VERSION}")
         raise typer.Exit
+    return value
 
 
 def _root(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    if debug:
-        os.environ["LUTHIER_DEBUG"] = "1"
+    # Both are acted on elsewhere, and stand here for --help: the version in its callback, --debug in main.
+    return
 
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 a problem in data, model or run, 2 called wrongly, 130 stopped by Ctrl-C."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # What libraries announce to each other is nothing that a user can mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\b")
     debug = "--debug" in sys.argv
     # --debug counts anywhere in the line, not only before the verb.
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
@@ -78,6 +85,11 @@ def main() -> None:
             raise
         typer.echo(f"luthier: {error}", err=True)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if debug or (error.name or "").partition(".")[0] not in TRAIN_LIBRARIES:
+            raise
+        typer.echo(f'luthier: {error.name} is not installed, and this verb needs it\n  Try: pip install "luthier[train]"', err=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("luthier: stopped", err=True)
         sys.exit(130)

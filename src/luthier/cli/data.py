@@ -2,24 +2,29 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
 from luthier.cli.terminal import Terminal, print_json
+from luthier.errors import CallError
 
-Target = Annotated[Path, typer.Argument(help="A settings file (luthier.yaml) or a file of rows.")]
-Model = Annotated[str, typer.Option(help="Whose tokenizer to use, where TARGET is a file of rows.")]
+if TYPE_CHECKING:
+    from luthier.config.load import Config
+
 DEFAULT_MODEL = "smollm2-135m-instruct"
+Target = Annotated[Path, typer.Argument(help="A settings file (luthier.yaml) or a file of rows.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to replace: section.name=value ...")]
+Model = Annotated[str | None, typer.Option(help=f"Whose tokenizer to use, where TARGET is a file of rows (default: {DEFAULT_MODEL}).")]
 # Trained text green, control tokens on a shade; what is neither is only read.
 STYLES = {(True, False): "green", (True, True): "black on green", (False, True): "black on bright_black", (False, False): "default"}
 
 
 def check(
     target: Target,
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.name=value")] = None,
-    model: Model = DEFAULT_MODEL,
+    overrides: Overrides = None,
+    model: Model = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ledger as JSON.")] = False,
 ) -> None:
     """Read and judge all rows: what is used, what is set aside and why.
@@ -35,7 +40,7 @@ def check(
         print_json(prepared.ledger)
         return
     rows, tokens = prepared.ledger["rows"], prepared.ledger["tokens"]
-    for note in prepared.rows.notes:
+    for note in [*config.notes, *prepared.rows.notes]:
         terminal.say(note)
     for row in prepared.rows.rejected:
         terminal.say(f"  {row.source}: {row.reason}: {row.detail}")
@@ -46,9 +51,10 @@ def check(
 
 def show(
     target: Target,
+    overrides: Overrides = None,
     row: Annotated[int, typer.Option(min=1, help="First row to show (1 is the first that is trained).")] = 1,
     rows: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
-    model: Model = DEFAULT_MODEL,
+    model: Model = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the pieces as JSON.")] = False,
 ) -> None:
     """Show rows as the model sees them: what is trained in green, control tokens shaded.
@@ -56,8 +62,7 @@ def show(
     Example: luthier data show my-project/luthier.yaml --row 3
     """
     terminal = Terminal(quiet=as_json)
-    config = _config(target, None, model)
-    from luthier.errors import CallError
+    config = _config(target, overrides, model)
     from luthier.recipes import data_check
 
     spelled = data_check.show(config, row, rows, terminal)
@@ -88,13 +93,17 @@ def _painted(pieces: list[tuple[str, bool, bool]], *, plain: bool) -> Text:
     return text
 
 
-def _config(target: Path, overrides: list[str] | None, model: str):  # type: ignore[no-untyped-def]
+def _config(target: Path, overrides: list[str] | None, model: str | None) -> "Config":
     """The settings in `target`, or settings around a file of rows."""
     from luthier.config.load import config_of_rows, load_config
 
     if target.suffix in (".yaml", ".yml"):
+        if model:
+            raise CallError("--model has no effect beside a settings file", where=str(target), next_step=f"model={model} replaces the file's")
         return load_config(target, overrides)
-    return config_of_rows(target, model)
+    if overrides:
+        raise CallError(f"{overrides[0]} has no effect on a file of rows", where=str(target), next_step="name a luthier.yaml, or leave it out")
+    return config_of_rows(target, model or DEFAULT_MODEL)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {"check": check, "show": show}

@@ -1,12 +1,15 @@
 """luthier demo."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from luthier.cli.terminal import Terminal, print_json
+from luthier.cli.terminal import Terminal, print_json, short
 from luthier.errors import LuthierError
+
+if TYPE_CHECKING:
+    from luthier.recipes.demo import Outcome
 
 
 def demo(
@@ -27,20 +30,29 @@ def demo(
     if as_json:
         print_json({"run": str(run.path), "scorecard": outcome.scorecard.models, "parity": outcome.parity, "seconds": outcome.seconds})
     else:
-        tuned, base = outcome.scorecard.models["tuned"], outcome.scorecard.models["base"]
-        terminal.scorecard(outcome.scorecard)
-        terminal.say(
-            f"merged model: {run.path / 'merged'}  (mean KL {outcome.parity.mean_kl:.1e}, {outcome.parity.greedy_agreement:.0%} equal answers)"
-        )
-        terminal.say(f"report: {run.report}")
-        terminal.say(
-            f"\nDone in {outcome.seconds / 60:.1f} minutes: exact match {base['exact_match'].value:.0%} -> {tuned['exact_match'].value:.0%}, "
-            f"valid JSON {base['valid_json'].value:.0%} -> {tuned['valid_json'].value:.0%} on {tuned['exact_match'].n} held-out addresses.\nNext:"
-        )
-        terminal.say(f"  luthier chat {run.path}                     talk to it: type an address")
-        terminal.say(f"  luthier eval {run.path}                     measure it again, or on your rows: --data FILE")
-        terminal.say("  luthier init my-project                     train on your own data")
+        _show(terminal, outcome)
     if not outcome.parity.passed:
         raise LuthierError(
             "the merged model does not answer as the trained one does", where=str(run.parity), next_step=f"luthier export {run.path} --precision fp32"
         )
+
+
+def _show(terminal: Terminal, outcome: "Outcome") -> None:
+    path = short(outcome.run.path)
+    models, parity = outcome.scorecard.models, outcome.parity
+    terminal.scorecard(outcome.scorecard)
+    terminal.say(
+        f"merged model  {path / 'merged'}  ({parity.greedy_agreement:.0%} of its answers equal the trained model's, mean KL {parity.mean_kl:.1e})"
+    )
+    terminal.say(f"report        {path / 'report.html'}")
+    terminal.say(f"settings      {path / 'demo.yaml'}  (what you would write)")
+    change = {name: " -> ".join(f"{models[model][name].value:.0%}" for model in models) for name in ("exact_match", "valid_json")}
+    terminal.say(f"\nDone in {outcome.seconds / 60:.1f} minutes. From {' to '.join(models)}:")
+    terminal.say(f"exact match {change['exact_match']}, valid JSON {change['valid_json']}.\n")
+    terminal.say("Next:")
+    for command, what in (
+        (f"luthier chat {path}", "talk to it: type an address"),
+        (f"luthier eval {path}", "measure it again; on your own rows with --data FILE"),
+        ("luthier init my-project", "train on your own data"),
+    ):
+        terminal.say(f"  {command:<40}  {what}")

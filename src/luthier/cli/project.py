@@ -37,10 +37,9 @@ def init(
         from luthier.recipes.trainer_script import write_trainer_script
 
         config_file = folder / "luthier.yaml" if folder.is_dir() else folder
-        path = write_trainer_script(load_config(config_file), config_file.parent / "scripts" / "train_with_trainer.py", terminal)
-        terminal.say(f"wrote {path}\nRun it: python {path}")
+        script_file = write_trainer_script(load_config(config_file), config_file.parent / "scripts" / "train_with_trainer.py", terminal)
+        terminal.say(f"Run it: python {script_file}")
         return
     from luthier.recipes.new_project import write_project
 
-    path = write_project(folder, format=(format or Format.chat).value, reporter=terminal)
-    terminal.say(f"wrote {path}\nPut your rows into {path / 'data'}, then: luthier train {path / 'luthier.yaml'}")
+    write_project(folder, format=(format or Format.chat).value, reporter=terminal)

@@ -4,8 +4,10 @@ import dataclasses
 import json
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -42,10 +44,11 @@ class Terminal:
     """A Reporter that writes to the screen. With `quiet` (for --json) lines go to standard error, so that output stays JSON."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(stderr=quiet, highlight=False, soft_wrap=True)
+        # Rows and answers are shown as they are: no [markup], no :emoji:.
+        self.console = Console(stderr=quiet, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
     def say(self, line: str) -> None:
-        self.console.print(line, markup=False)
+        self.console.print(line)
 
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Bar]:
@@ -58,6 +61,9 @@ class Terminal:
             yield _RichBar(progress, progress.add_task(title, total=total, detail=""))
 
     def table(self, columns: list[str], rows: list[list[str]], title: str = "") -> None:
+        if not self.console.is_terminal:
+            self._plain_table(columns, rows, title)
+            return
         table = Table(title=title or None, title_justify="left")
         for column in columns:
             table.add_column(column, overflow="fold")
@@ -65,20 +71,37 @@ class Terminal:
             table.add_row(*row)
         self.console.print(table)
 
+    def _plain_table(self, columns: list[str], rows: list[list[str]], title: str) -> None:
+        """One line a row, for grep and awk: nothing is folded and nothing is drawn."""
+        if title:
+            self.say(title)
+        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+        for row in [columns, *rows]:
+            self.say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
     def scorecard(self, scorecard: Scorecard) -> None:
         names = list(next(iter(scorecard.models.values())))
         rows = [
             [model, *(_in_words(metrics[name]) for name in names), str(next(iter(metrics.values())).n)] for model, metrics in scorecard.models.items()
         ]
-        self.table(["model", *names, "rows"], rows, title="share of held-out rows, with 95 % interval")
+        self.table(["model", *names, "rows"], rows, title="mean over held-out rows (95 % interval)")
 
 
 def _in_words(metric: Metric) -> str:
-    return f"{metric.value:.3f}  ({metric.low:.2f} to {metric.high:.2f})"
+    return f"{metric.value:.1%} ({100 * metric.low:.0f}-{100 * metric.high:.0f})"
 
 
 def print_json(value: Any) -> None:
     """One JSON value on standard output."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=dataclasses.asdict) + "\n")
+
+
+def harmless(text: str) -> str:
+    """What a model says, without characters that command a terminal (a model may have learned them)."""
+    return "".join(letter if letter in "\n\t" or unicodedata.category(letter) != "Cc" else repr(letter)[1:-1] for letter in text)
+
+
+def short(path: Path) -> Path:
+    """A path as one would type it here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -1,19 +1,31 @@
 """luthier plan | train | eval | chat | export."""
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from luthier import run_folder
-from luthier.cli.terminal import Terminal, print_json
+from luthier.cli.terminal import Terminal, harmless, print_json
 from luthier.errors import CallError, LuthierError
 
 ConfigFile = Annotated[Path, typer.Argument(help="The settings file, such as luthier.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to replace: section.name=value ...")]
 RunName = Annotated[str, typer.Argument(help="A run folder, its name in ./runs, or last.")]
 Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+
+
+class Artifact(StrEnum):
+    adapter = "adapter"
+    merged = "merged"
+
+
+class Precision(StrEnum):
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
 
 
 def plan(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
@@ -120,7 +132,7 @@ def _answer(talk: "conversation.Talk", text: str, voices: list[str]) -> None:  #
         if len(voices) > 1:
             sys.stdout.write(f"{voice}: ")
         for piece in talk.ask(text, voice):
-            sys.stdout.write(piece)
+            sys.stdout.write(harmless(piece))
             sys.stdout.flush()
         sys.stdout.write("\n")
 
@@ -134,20 +146,22 @@ def _read_line() -> str:
 
 def export(
     run: RunName,
-    to: Annotated[str, typer.Option(help="adapter (PEFT's format) or merged (one ordinary model).")] = "merged",
+    to: Annotated[Artifact, typer.Option(help="adapter (PEFT's format) or merged (one ordinary model).")] = Artifact.merged,
     folder: Annotated[Path | None, typer.Option(help="Where to (default: in the run folder).")] = None,
-    precision: Annotated[str, typer.Option(help="Number format of a merged model: bf16, fp16 or fp32.")] = "bf16",
+    precision: Annotated[Precision | None, typer.Option(help="Number format of a merged model (default: bf16).")] = None,
     as_json: Json = False,
 ) -> None:
     """Write the model for other tools, and prove that it answers as the trained one does.
 
     Example: luthier export last --to merged
     """
+    if precision and to is Artifact.adapter:
+        raise CallError("--precision has no effect on an adapter", where="luthier export", next_step="leave it out, or choose --to merged")
     source = run_folder.open_run(run)
     terminal = Terminal(quiet=as_json)
     from luthier.recipes import handover
 
-    path, parity = handover.export(source, to, terminal, folder=folder, precision=precision)
+    path, parity = handover.export(source, to.value, terminal, folder=folder, precision=(precision or Precision.bf16).value)
     if as_json:
         print_json(parity)
     else:

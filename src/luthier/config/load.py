@@ -2,10 +2,11 @@
 
 import difflib
 import io
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -30,7 +31,7 @@ class Config:
 
     def beside(self, path: str) -> str:
         """A path of the settings as seen from here: relative ones are relative to the file, as its author meant them."""
-        return path if Path(path).is_absolute() else str(self.file.parent / path)
+        return str(self.file.parent / Path(path).expanduser())
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -65,17 +66,27 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise ConfigError("cannot be read", where=str(file), next_step="mend the file's rights") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"byte {error.start} is not UTF-8", where=str(file), next_step="save the file as UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})", where=str(file), next_step="check the path") from error
     try:
         tree = YAML().load(text)
     except DuplicateKeyError as error:
         raise _yaml_error(file, error, "a key stands twice", "keep one of the two") from error
+    except RecursionError as error:
+        raise ConfigError("is nested too deep to be read", where=str(file), next_step="luthier init DIR shows the settings") from error
     except (MarkedYAMLError, YAMLError) as error:
         raise _yaml_error(file, error, "is not YAML", "check the indentation (spaces, not tabs) and the colons") from error
     if not isinstance(tree, CommentedMap):
-        found = "it is empty" if tree is None else f"it holds a {type(tree).__name__}"
+        found = "it is empty" if tree is None else f"it holds {_kind(tree)}"
         raise ConfigError(f"settings are expected as `name: value` lines, and {found}", where=str(file), next_step="luthier init DIR shows one")
     places: dict[str, str] = {}
     return _plain(tree, "", file, places), places
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, list):
+        return "a list"
+    return "a line of text" if isinstance(value, str) else "a single value"
 
 
 def _yaml_error(file: Path, error: Exception, what: str, next_step: str) -> ConfigError:
@@ -90,8 +101,15 @@ def _plain(tree: CommentedMap, prefix: str, file: Path, places: dict[str, str]) 
     plain: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
+        if key not in (tree.lc.data or {}):
+            where = f"{file}:{tree.lc.line + 1}"
+            raise ConfigError(f"{name} comes from a merge (<<), which is not read", where=where, next_step=f"write {key}: ... here")
         places[name] = f"{file}:{tree.lc.key(key)[0] + 1}"
-        plain[str(key)] = _plain(value, f"{name}.", file, places) if isinstance(value, CommentedMap) else _plain_value(value)
+        if isinstance(value, CommentedMap):
+            plain[str(key)] = _plain(value, f"{name}.", file, places)
+        else:
+            # A section whose lines are all commented out is an empty one.
+            plain[str(key)] = {} if value is None and _is_section(name) else _plain_value(value)
     return plain
 
 
@@ -108,12 +126,14 @@ def _plain_value(value: Any) -> Any:
 def _override(tree: dict[str, Any], places: dict[str, str], override: str) -> None:
     name, equals, text = override.partition("=")
     where = f"command line: {override}"
-    if not equals or not name:
+    if not equals or not all(name.split(".")):
         raise ConfigError("an override is written section.name=value", where=where, next_step="for example training.learning_rate=1e-4")
     try:
         value = _plain_value(YAML(typ="safe").load(text)) if text else ""
     except YAMLError as error:
         raise ConfigError("the value is not YAML", where=where, next_step="put it in quotes") from error
+    if isinstance(value, dict) or _is_section(name):
+        raise ConfigError("an override sets one value, not a section", where=where, next_step=f"for example {_first_of(name)}=...")
     *sections, key = name.split(".")
     for section in sections:
         tree = tree.setdefault(section, {})
@@ -123,18 +143,36 @@ def _override(tree: dict[str, Any], places: dict[str, str], override: str) -> No
     places[name] = where
 
 
+def _first_of(section: str) -> str:
+    """A setting of a section, as an example."""
+    inside = next((name for name in all_settings() if name.startswith(f"{section}.")), "training.learning_rate")
+    return inside
+
+
 def _understand(tree: dict[str, Any], places: dict[str, str], notes: list[str]) -> dict[str, Any]:
     """Replace the names of Transformers' TrainingArguments under `training:` by ours."""
     training = tree.get("training")
     if not isinstance(training, dict):
         return tree
-    _multiply_batch(training, tree.get("devices", 1), places, notes)
+    _check_evaluation_steps(training, places)
+    _multiply_batch(training, places, notes)
     for name in [name for name in training if name in names.MOVES]:
         _move(tree, training, name, places, notes)
     return tree
 
 
-def _multiply_batch(training: dict[str, Any], devices: Any, places: dict[str, str], notes: list[str]) -> None:
+def _check_evaluation_steps(training: dict[str, Any], places: dict[str, str]) -> None:
+    """Transformers evaluates every eval_steps only beside eval_strategy: steps, and has a default for them that is not ours."""
+    for name in ("eval_strategy", "evaluation_strategy"):
+        strategy, steps = training.get(name), training.get("eval_steps")
+        where = places.get(f"training.{name}", name)
+        if strategy == "no" and steps is not None:
+            raise ConfigError(f"training.eval_steps has no effect with {name}: no", where=where, next_step="take one of the two out")
+        if strategy == "steps" and steps is None:
+            raise ConfigError(f"{name}: steps needs eval_steps", where=where, next_step="add eval_steps: 50 (updates between two evaluations)")
+
+
+def _multiply_batch(training: dict[str, Any], places: dict[str, str], notes: list[str]) -> None:
     given = [name for name in names.BATCH if name in training]
     if not given:
         return
@@ -146,12 +184,12 @@ def _multiply_batch(training: dict[str, Any], devices: Any, places: dict[str, st
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"{name} is {value!r}; a whole number from 1 is needed", where=where, next_step=f"{name}: 4")
     per_device, accumulation = factors.values()
-    training["batch_size"] = per_device * accumulation * devices
+    training["batch_size"] = per_device * accumulation
     places["training.batch_size"] = where
     for name in names.BATCH:
         places.pop(f"training.{name}", None)
     default = "" if "per_device_train_batch_size" in given else " (Transformers' default)"
-    cut = f"{per_device} per device{default} x {accumulation} accumulated x {devices} device"
+    cut = f"{per_device} per device{default} x {accumulation} accumulated x 1 device"
     notes.append(f"training.batch_size: {training['batch_size']} examples per update = {cut}")
 
 
@@ -172,6 +210,8 @@ def _move(tree: dict[str, Any], training: dict[str, Any], name: str, places: dic
     target = tree
     for section in sections:
         target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            return  # not a section: said when the tree is checked
     if key in target and target[key] != value:
         raise ConfigError(f"training.{name} is {value!r} and {move.to} is {target[key]!r}", where=where, next_step="keep one of the two")
     target[key] = value
@@ -196,38 +236,60 @@ def _first_mistake(error: ValidationError, places: dict[str, str], file: Path) -
     while len(path) > 1 and ".".join(path) not in places and mistake["type"] != "missing":
         path.pop()
     name = ".".join(path)
-    where = places.get(name, str(file))
+    where = _place(name, places, file)
     if mistake["type"] == "extra_forbidden":
         return ConfigError(f"unknown setting {name!r}", where=where, next_step=_nearest(name))
     if mistake["type"] == "missing":
-        return ConfigError(f"the setting {name!r} is missing", where=str(file), next_step=f"add {name}: ... (luthier init DIR shows an example)")
-    field = _field(name)
-    meaning = f"{name}: {field.description}" if field else "luthier init DIR shows every setting"
+        return ConfigError(f"the setting {name!r} is missing", where=where, next_step=f"add {name}: ... (luthier init DIR shows an example)")
+    if _is_section(name):
+        problem = f"{name} is {_spelled(mistake['input'])}, and a section is expected: lines of `name: value`"
+        return ConfigError(problem, where=where, next_step=f"for example {_first_of(name).replace('.', ': {')}: ...}}")
+    meaning = f"{name}: {_field(name).description}"
     messages = [_in_words(other) for other in mistakes if other["loc"][: len(path)] == mistake["loc"][: len(path)]]
-    value = _value_at(mistake, tree_input=mistake["input"])
-    return ConfigError(f"{name} is {value!r}: {' or '.join(dict.fromkeys(messages))}", where=where, next_step=meaning)
+    return ConfigError(f"{name} is {_spelled(mistake['input'])}: {' or '.join(dict.fromkeys(messages))}", where=where, next_step=meaning)
 
 
-def _value_at(mistake: Any, tree_input: Any) -> Any:
-    return tree_input if len(repr(tree_input)) < 80 else f"{repr(tree_input)[:77]}..."
+def _place(name: str, places: Mapping[str, str], file: Path) -> str:
+    """Where a setting was given; else the section around it, or something inside it."""
+    while name:
+        inside = (place for other, place in places.items() if other == name or other.startswith(f"{name}."))
+        if place := next(inside, None):
+            return place
+        name = name.rpartition(".")[0]
+    return str(file)
+
+
+def _spelled(value: Any) -> str:
+    """A value much as it stands in the file, cut where it is long."""
+    text = repr(value) if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) < 80 else f"{text[:77]}..."
 
 
 def _in_words(mistake: Any) -> str:
+    if mistake["type"] in ("string_too_short", "too_short"):
+        return "should not be empty"
     text: str = mistake["msg"]
     return text.removeprefix("Input ").removeprefix("Value error, ")
 
 
 def _nearest(name: str) -> str:
     """The known name most like `name`, looked for in its own section first, then everywhere."""
+    if name in names.NOT_IN_THIS_VERSION:
+        return names.NOT_IN_THIS_VERSION[name]
     known = list(all_settings())
+    pasted = [*names.MOVES, *names.BATCH]
+    if name in known:
+        return f"write it in its section: {name.replace('.', ':, and below it ')}: ..."
     section, _, key = name.rpartition(".")
     beside = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == section}
     if close := difflib.get_close_matches(key, beside, n=1, cutoff=0.6):
         return f"did you mean {beside[close[0]]}?"
-    if section == "training" and (close := difflib.get_close_matches(key, names.MOVES, n=1, cutoff=0.75)):
+    if section == "training" and (close := difflib.get_close_matches(key, pasted, n=1, cutoff=0.75)):
         return f"did you mean training.{close[0]}?"
     elsewhere = {other.rpartition(".")[2]: other for other in known}
-    if close := difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.6):
+    if key in pasted:
+        return f"write it below training: (training.{key})"
+    if close := difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.75):
         return f"did you mean {elsewhere[close[0]]}?"
     return f"known here: {', '.join(sorted(beside))}" if beside else "luthier init DIR shows every setting"
 
@@ -295,16 +357,8 @@ def _check_together(settings: Settings, places: Mapping[str, str], file: Path) -
         )
     if settings.report_to:
         refuse("report_to", f"trackers ({', '.join(settings.report_to)}) are not in this version", "report_to: [] (metrics.jsonl is always written)")
-    if settings.data.eval is None and "evaluation.every_steps" in places and settings.evaluation.every_steps:
+    if settings.data.eval is None and settings.evaluation.every_steps:
         refuse("evaluation.every_steps", "every_steps has no effect with data.eval: null", "set data.eval: 5%, or take every_steps out")
-    if settings.evaluation.sample_answers and not settings.evaluation.every_steps:
-        refuse("evaluation.sample_answers", "sample_answers has no effect without evaluation.every_steps", "set evaluation.every_steps: 50")
-
-
-def choices(name: str) -> tuple[Any, ...]:
-    """The allowed values of a setting that has a fixed list of them."""
-    field = _field(name)
-    return get_args(field.annotation) if field else ()
 
 
 def config_of_rows(rows: Path, model: str) -> Config:

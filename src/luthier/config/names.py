@@ -14,7 +14,7 @@ TRAINER_DEFAULT = {"per_device_train_batch_size": 8, "gradient_accumulation_step
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A known name: the setting it becomes, and how its value is read. `to=""`: dropped, because it asks for what is always so."""
+    """A known name: the setting it becomes, and how its value is read. `to=""`: read and dropped, because it asks for what is always so."""
 
     to: str
     read: Callable[[Any], Any] = lambda value: value
@@ -26,9 +26,13 @@ class Unusable(Exception):
 
 def _precision(name: str) -> Callable[[Any], Any]:
     def read(value: Any) -> Any:
-        if value and name == "fp16":
+        if not isinstance(value, bool):
+            raise Unusable(f"{value!r} is neither true nor false")
+        if name == "bf16":
+            return "bf16" if value else "fp32"
+        if value:
             raise Unusable("fp16 training does not exist here; nearest: training.precision: bf16")
-        return name if value else None
+        return None
 
     return read
 
@@ -50,11 +54,19 @@ def _steps_or_none(value: Any) -> Any:
     return None if value == -1 else value
 
 
+def _absent(nearest: str) -> Callable[[Any], Any]:
+    return _only((None, False), nearest)
+
+
 def _strategy_of_evaluation(value: Any) -> Any:
     if value in ("no", "steps"):
         return None
     raise Unusable("evaluation is timed in updates; nearest: evaluation.every_steps: 50")
 
+
+ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_hf")
+HELD_OUT_LOSS = "evaluation.every_steps: 50 shows the held-out loss as it falls"
+PUSH = "a training run sends nothing anywhere; nearest: luthier export RUN, then hf upload"
 
 MOVES = {
     # TrainingArguments             becomes                     how its value is read
@@ -66,6 +78,7 @@ MOVES = {
     "bf16": Move("training.precision", _precision("bf16")),
     "fp16": Move("training.precision", _precision("fp16")),
     "save_limit": Move("training.save_total_limit"),
+    "optim": Move("", _only(ADAMW, "the optimizer here is AdamW; nearest: training.optim: adamw_torch")),
     "eval_steps": Move("evaluation.every_steps"),
     "eval_strategy": Move("", _strategy_of_evaluation),
     "evaluation_strategy": Move("", _strategy_of_evaluation),
@@ -78,8 +91,24 @@ MOVES = {
     "gradient_checkpointing": Move("", _only((False,), "recomputing activations does not exist here; nearest: training.micro_batch_tokens: 1024")),
     "per_device_eval_batch_size": Move("", lambda _: None),
     "overwrite_output_dir": Move("", _only((False,), "a run never overwrites another: leave it out, each run makes its own folder")),
-    "push_to_hub": Move("", _only((False,), "nothing is pushed by a training run; leave it out")),
-    "load_best_model_at_end": Move("", _only((False,), "does not exist here yet; nearest: evaluation.every_steps shows the held-out loss")),
+    "load_best_model_at_end": Move("", _absent(f"the last weights are kept; nearest: {HELD_OUT_LOSS}")),
+    "metric_for_best_model": Move("", _absent(f"no checkpoint is chosen by a metric; nearest: {HELD_OUT_LOSS}")),
+    "greater_is_better": Move("", _absent(f"no checkpoint is chosen by a metric; nearest: {HELD_OUT_LOSS}")),
+    "push_to_hub": Move("", _absent(PUSH)),
+    "hub_model_id": Move("", _absent(PUSH)),
+    "hub_token": Move("", _absent(PUSH)),
+    "hub_strategy": Move("", _absent(PUSH)),
+    "deepspeed": Move("", _absent("weights are not split over devices here; nearest: training.micro_batch_tokens: 1024 needs less memory")),
+    "fsdp": Move("", _absent("weights are not split over devices here; nearest: training.micro_batch_tokens: 1024 needs less memory")),
+    "neftune_noise_alpha": Move("", _absent("noise on embeddings does not exist here; nearest: lora.lora_dropout: 0.05")),
+    "label_smoothing_factor": Move("", _absent("label smoothing does not exist here; nearest: lora.lora_dropout: 0.05")),
+    "resume_from_checkpoint": Move("", _absent("a stopped run goes on by a call; nearest: luthier train --resume RUN")),
+    "run_name": Move("", _absent("a run is named by its model and the time; nearest: output_dir: runs/NAME")),
+    "logging_dir": Move("", _absent("metrics.jsonl lies in the run folder; nearest: output_dir: runs/NAME")),
+}
+# Settings of other versions or of the design that this one does not have, and what to do instead.
+NOT_IN_THIS_VERSION = {
+    "devices": "a run uses one device in this version; take the line out (device: auto chooses it)",
 }
 # Said to the user because the value itself is gone, not only its spelling.
 NO_EFFECT = {

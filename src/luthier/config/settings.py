@@ -2,22 +2,25 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Auto = Literal["auto"]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
-    """A part of the settings: frozen, and a key that is not listed here is an error."""
+    """A part of the settings: frozen; a key that is not listed here is an error, and so is `true` or a text where a number is meant."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, str_strip_whitespace=True)
 
 
 class DataSettings(Section):
     """Which rows, and what to do with them."""
 
-    train: str | list[str] = Field(description="rows to learn from: a .jsonl or .json file, a folder of them, or a list")
-    eval: str | None = Field("5%", description="rows held out: a share of the training rows (5%), a file, or null for none")
+    train: Text | Annotated[list[Text], Field(min_length=1)] = Field(
+        description="rows to learn from: a .jsonl or .json file, a folder of them, or a list"
+    )
+    eval: Text | None = Field("5%", description="rows held out: a share of the training rows (5%), a file, or null for none")
     format: Literal["auto", "messages", "sharegpt", "alpaca", "completion", "text"] = Field(
         "auto", description="how a row is built; auto finds it from the columns and says what it found"
     )
@@ -26,6 +29,20 @@ class DataSettings(Section):
         "error", description="rows over max_length: error sets up to 1 % aside as rejected and stops above that; drop sets all aside"
     )
 
+    @field_validator("eval")
+    @classmethod
+    def _is_a_share_or_a_file(cls, value: str | None) -> str | None:
+        if value and value.endswith("%") and not _is_share(value[:-1]):
+            raise ValueError("a share should be above 0% and at most 100%; null holds nothing out")
+        return value
+
+
+def _is_share(percent: str) -> bool:
+    try:
+        return 0 < float(percent) <= 100
+    except ValueError:
+        return False
+
 
 class LoraSettings(Section):
     """Low-rank adapters (Hu 2021, arXiv:2106.09685). Names are PEFT's."""
@@ -33,7 +50,9 @@ class LoraSettings(Section):
     r: int = Field(16, ge=1, le=1024, description="rank: the width of the adapter; memory grows in step with it")
     lora_alpha: float = Field(32, gt=0, description="scale: the adapter's output is multiplied by lora_alpha / r")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapter's inputs that are dropped in training")
-    target_modules: str | list[str] = Field("all-linear", description="layers that get an adapter: all-linear, or names (q_proj, v_proj)")
+    target_modules: Text | Annotated[list[Text], Field(min_length=1)] = Field(
+        "all-linear", description="layers that get an adapter: all-linear, or names ([q_proj, v_proj])"
+    )
     use_rslora: bool = Field(False, description="scale by lora_alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv:2312.03732)")
 
 
@@ -54,7 +73,6 @@ class TrainingSettings(Section):
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the second moment")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
-    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_hf"] = Field("adamw_torch", description="the optimizer: AdamW, by any of its names")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="number format of the frozen weights and the arithmetic; auto times both; trained weights are always fp32"
     )
@@ -70,27 +88,29 @@ class EvaluationSettings(Section):
     """Measuring, during and after the run."""
 
     every_steps: int | None = Field(None, ge=1, description="updates between two evaluations of the held-out loss; null: at the end only")
-    metrics: list[Literal["exact_match", "valid_json", "field_f1"]] = Field(["exact_match"], description="what `luthier eval` counts on the answers")
+    metrics: list[Literal["exact_match", "valid_json", "field_f1"]] = Field(
+        ["exact_match"], min_length=1, description="what `luthier eval` counts on the answers"
+    )
     max_rows: int | None = Field(None, ge=1, description="held-out rows to answer; null: all")
     base_rows: int | None = Field(None, ge=1, description="held-out rows the base model answers; null: as many as the tuned one")
     shots: int = Field(0, ge=0, le=64, description="also ask the base with this many training examples in the prompt (0: do not)")
     max_new_tokens: Annotated[int, Field(ge=1)] | Auto = Field(
         "auto", description="longest answer; auto is just above the 99th percentile of the training answers"
     )
-    sample_answers: int = Field(0, ge=0, le=20, description="held-out rows answered and printed at each evaluation while training")
+    sample_answers: int = Field(2, ge=0, le=20, description="held-out rows answered and printed at each evaluation of a run, the last one included")
 
 
 class Settings(Section):
     """One run. Read by every verb."""
 
-    model: str = Field(description="a name of `luthier models list`, a hub id (org/name) or a folder")
+    model: Text = Field(description="a name of `luthier models list`, a hub id (org/name) or a folder")
     data: DataSettings
     method: str = Field("lora", description="how to fine-tune: lora")
     lora: LoraSettings = LoraSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
-    init_from: str | None = Field(None, description="a run whose adapter is the starting point (new rows or more epochs)")
-    output_dir: str = Field("runs", description="parent folder; each run makes its own folder in it")
+    init_from: Text | None = Field(None, description="a run whose adapter is the starting point (new rows or more epochs)")
+    output_dir: Text = Field("runs", description="parent folder; each run makes its own folder in it")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
-    report_to: list[str] = Field([], description="trackers; none in this version: metrics.jsonl is always written")
+    report_to: list[str] = Field([], description="[]: there are no trackers in this version; metrics.jsonl is always written")
     seed: int = Field(0, ge=0, description="every random draw comes from this number")

@@ -1,0 +1,358 @@
+"""Reading luthier.yaml: what is understood, and what a user is told about every mistake."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as rules
+from hypothesis import strategies as st
+
+from luthier.config.load import Config, all_settings, config_of_rows, load_config, settings_to_yaml
+from luthier.config.settings import Settings
+from luthier.errors import ConfigError
+
+
+def test_the_least_file_gives_every_other_setting_its_default(load: Any) -> None:
+    config = load()
+    assert config.settings == Settings.model_validate({"model": "m", "data": {"train": "rows.jsonl"}})
+    assert config.given == {"model": "luthier.yaml:1", "data.train": "luthier.yaml:2"}
+    assert config.notes == []
+
+
+def test_values_have_the_kind_that_yaml_1_2_gives_them(load: Any) -> None:
+    settings = load("training: {learning_rate: 1e-4, num_train_epochs: 2, share_prefixes: false}\nseed: 7\n").settings
+    assert (settings.training.learning_rate, settings.training.num_train_epochs) == (1e-4, 2.0)
+    assert settings.training.share_prefixes is False
+    assert settings.seed == 7
+
+
+def test_a_mark_at_the_beginning_of_the_file_is_no_part_of_the_first_name(load: Any) -> None:
+    assert load(b"\xef\xbb\xbfmodel: m\r\ndata: {train: rows.jsonl}\r\n").settings.model == "m"
+
+
+@pytest.mark.parametrize(
+    "name", ["training.batch_size", "training.learning_rate", "training.precision", "data.max_length", "evaluation.max_new_tokens"]
+)
+def test_auto_may_be_written(load: Any, name: str) -> None:
+    section, key = name.split(".")
+    assert getattr(getattr(load("", f"{name}=auto").settings, section), key) == "auto"
+
+
+@pytest.mark.parametrize("section", ["lora", "training", "evaluation"])
+def test_a_section_whose_lines_are_all_commented_out_is_an_empty_one(load: Any, section: str) -> None:
+    assert load(f"{section}:\n  # nothing here\n").settings == load().settings
+
+
+def test_relative_paths_belong_to_the_file(load: Any, tmp_path: Path) -> None:
+    config = load()
+    elsewhere = Config(config.settings, tmp_path / "project" / "luthier.yaml", {}, [])
+    assert elsewhere.beside("data/train.jsonl") == str(tmp_path / "project" / "data" / "train.jsonl")
+    assert elsewhere.beside("/data/train.jsonl") == "/data/train.jsonl"
+
+
+UNREADABLE = {
+    # what              content                             where             what is said
+    "empty": (b"", "luthier.yaml", "it is empty"),
+    "only comments": (b"# model: m\n", "luthier.yaml", "it is empty"),
+    "a list": (b"- model\n- data\n", "luthier.yaml", "it holds a list"),
+    "a text": (b"hello\n", "luthier.yaml", "it holds a line of text"),
+    "a number": (b"3\n", "luthier.yaml", "it holds a single value"),
+    "a tab": (b"data:\n\ttrain: rows.jsonl\n", "luthier.yaml:2", "is not YAML (found character '\\t' that cannot start any token)"),
+    "cut off": (b"model: m\ndata: [\n", "luthier.yaml:3", "is not YAML"),
+    "two documents": (b"model: m\n---\nmodel: n\n", "luthier.yaml:2", "is not YAML (but found another document)"),
+    "nested too deep": (b"[" * 1000, "luthier.yaml", "is nested too deep to be read"),
+    "not UTF-8": (b"model: caf\xe9\n", "luthier.yaml", "byte 10 is not UTF-8"),
+    "a key twice": (b"model: m\nseed: 1\nmodel: n\n", "luthier.yaml:3", 'a key stands twice (found duplicate key "model"'),
+    "a key twice below": (b"training:\n  save_steps: 1\n  save_steps: 2\n", "luthier.yaml:3", 'found duplicate key "save_steps"'),
+    "a merge": (b"a: &a {r: 8}\nlora:\n  <<: *a\n", "luthier.yaml:3", "lora.r comes from a merge (<<), which is not read"),
+}
+
+
+@pytest.mark.parametrize(("content", "where", "said"), UNREADABLE.values(), ids=UNREADABLE)
+def test_a_file_that_cannot_be_read_is_named_with_its_line(refuse: Any, content: bytes, where: str, said: str) -> None:
+    error = refuse(content)
+    assert error.where == where
+    assert said in error.problem
+    assert error.next_step
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such file\n  Try: luthier init DIR"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_a_folder_leads_to_the_file_in_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}: is a folder\n  Try: luthier train {tmp_path}/luthier.yaml")):
+        load_config(tmp_path)
+
+
+def test_a_path_through_a_file_is_an_error_in_words(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}")
+    with pytest.raises(ConfigError, match=r"cannot be read \(Not a directory\)"):
+        load_config(tmp_path / "rows.jsonl" / "luthier.yaml")
+
+
+UNKNOWN = {
+    # written                                           where                        the nearest
+    "training:\n  learing_rate: 1e-4\n": ("luthier.yaml:4", "unknown setting 'training.learing_rate'", "did you mean training.learning_rate?"),
+    "trainin: {max_steps: 3}\n": ("luthier.yaml:3", "unknown setting 'trainin'", "did you mean training?"),
+    "learning_rate: 1e-4\n": ("luthier.yaml:3", "unknown setting 'learning_rate'", "did you mean training.learning_rate?"),
+    "training: {lora_alpha: 8}\n": ("luthier.yaml:3", "unknown setting 'training.lora_alpha'", "did you mean lora.lora_alpha?"),
+    "training: {gradient_acumulation_steps: 2}\n": ("luthier.yaml:3", "training.gradient_acum", "did you mean training.gradient_accumulation_steps?"),
+    "per_device_train_batch_size: 2\n": ("luthier.yaml:3", "per_device", "write it below training: (training.per_device_train_batch_size)"),
+    "training.max_steps: 3\n": ("luthier.yaml:3", "unknown setting 'training.max_steps'", "training:, and below it max_steps: ..."),
+    "devices: 2\n": ("luthier.yaml:3", "unknown setting 'devices'", "a run uses one device in this version"),
+    "evaluation: {beam_width: 4}\n": (
+        "luthier.yaml:3",
+        "unknown setting 'evaluation.beam_width'",
+        "known here: base_rows, every_steps, max_new_tokens",
+    ),
+    "1: 2\n": ("luthier.yaml:3", "unknown setting '1'", "known here: data, device"),
+}
+
+
+@pytest.mark.parametrize(("text", "answer"), UNKNOWN.items(), ids=UNKNOWN)
+def test_an_unknown_setting_is_named_with_its_line_and_the_nearest(refuse: Any, text: str, answer: tuple[str, str, str]) -> None:
+    where, problem, nearest = answer
+    error = refuse(text)
+    assert error.where == where
+    assert problem in error.problem
+    assert nearest in error.next_step
+
+
+def test_an_unknown_setting_is_told_before_what_it_explains(refuse: Any) -> None:
+    error = refuse("", head="model: m\ndata: {trian: rows.jsonl}\n")
+    assert (error.problem, error.next_step) == ("unknown setting 'data.trian'", "did you mean data.train?")
+
+
+@pytest.mark.parametrize(
+    ("head", "where", "missing"),
+    [
+        ("seed: 1\n", "luthier.yaml", "model"),
+        ("model: m\nseed: 1\n", "luthier.yaml", "data"),
+        ("model: m\ndata: {eval: 5%}\n", "luthier.yaml:2", "data.train"),
+    ],
+)
+def test_a_missing_setting_is_named(refuse: Any, head: str, where: str, missing: str) -> None:
+    error = refuse("", head=head)
+    assert (error.where, error.problem) == (where, f"the setting {missing!r} is missing")
+
+
+WRONG = {
+    # override                              what is said
+    "training.learning_rate=fast": "training.learning_rate is 'fast': should be a valid number or should be 'auto'",
+    "training.learning_rate=0": "training.learning_rate is 0: should be greater than 0 or should be 'auto'",
+    "training.learning_rate=2": "training.learning_rate is 2: should be less than or equal to 1 or should be 'auto'",
+    "training.learning_rate='1e-4'": "training.learning_rate is '1e-4': should be a valid number or should be 'auto'",
+    "training.batch_size=1.5": "training.batch_size is 1.5: should be a valid integer",
+    "training.batch_size=true": "training.batch_size is true: should be a valid integer",
+    "training.batch_size=0": "training.batch_size is 0: should be greater than or equal to 1",
+    "training.weight_decay=.inf": "should be a finite number",
+    "training.num_train_epochs=.nan": "training.num_train_epochs is NaN",
+    "training.num_train_epochs=null": "training.num_train_epochs is null: should be a valid number",
+    "training.share_prefixes=no": "training.share_prefixes is 'no': should be a valid boolean",
+    "training.precision=fp16": "training.precision is 'fp16': should be 'auto', 'bf16' or 'fp32'",
+    "training.max_steps=": "training.max_steps is '': should be a valid integer",
+    "evaluation.metrics=[bleu]": "evaluation.metrics is 'bleu': should be 'exact_match', 'valid_json' or 'field_f1'",
+    "evaluation.metrics=[]": "evaluation.metrics is []: should not be empty",
+    "data.train=": "data.train is '': should not be empty",
+    "data.train=[]": "data.train is []:",
+    "data.train=[a.jsonl, 3]": 'data.train is ["a.jsonl", 3]',
+    "data.eval=5": "data.eval is 5: should be a valid string",
+    "data.eval=x%": "data.eval is 'x%': a share should be above 0% and at most 100%; null holds nothing out",
+    "data.eval=0%": "data.eval is '0%': a share should be above 0%",
+    "data.eval=-5%": "data.eval is '-5%': a share should be above 0%",
+    "data.eval=500%": "data.eval is '500%': a share should be above 0%",
+    "data.eval=nan%": "data.eval is 'nan%': a share should be above 0%",
+    "lora.r=0": "lora.r is 0: should be greater than or equal to 1",
+    "lora.lora_dropout=1": "lora.lora_dropout is 1: should be less than 1",
+    "lora.target_modules=[]": "lora.target_modules is []:",
+    "model=": "model is '': should not be empty",
+    "model=3": "model is 3: should be a valid string",
+    "seed=-1": "seed is -1: should be greater than or equal to 0",
+    "seed=2026-01-01": 'seed is "2026-01-01": should be a valid integer',
+    "device=tpu": "device is 'tpu': should be 'auto', 'cpu', 'cuda' or 'mps'",
+    "report_to=none": "report_to is 'none': should be a valid list",
+}
+
+
+@pytest.mark.parametrize(("override", "said"), WRONG.items(), ids=WRONG)
+def test_a_value_of_the_wrong_kind_or_range_is_shown_with_what_the_setting_means(refuse: Any, override: str, said: str) -> None:
+    error = refuse("", override)
+    assert error.where == f"command line: {override}"
+    assert said in error.problem
+    name = override.partition("=")[0]
+    assert error.next_step.startswith(f"{name}: ")
+    assert len(error.next_step) > len(name) + 10
+
+
+def test_a_wrong_value_in_the_file_has_the_line(refuse: Any) -> None:
+    error = refuse("training:\n  seed: 1\n  max_steps: many\n")
+    assert (error.where, error.problem) == ("luthier.yaml:5", "training.max_steps is 'many': should be a valid integer")
+
+
+def test_a_long_value_is_cut(refuse: Any) -> None:
+    assert len(refuse(f"seed: {'1' * 50} {'x' * 5000}\n").problem) < 200
+
+
+@pytest.mark.parametrize("value", ["3", "[r, 16]", "rank 16"])
+def test_a_value_where_a_section_belongs(refuse: Any, value: str) -> None:
+    error = refuse(f"lora: {value}\n")
+    assert error.where == "luthier.yaml:3"
+    assert "a section is expected: lines of `name: value`" in error.problem
+    assert error.next_step == "for example lora: {r: ...}"
+
+
+OVERRIDES = {
+    # override                  what is said
+    "training.max_steps": "an override is written section.name=value",
+    "=3": "an override is written section.name=value",
+    "training.=3": "an override is written section.name=value",
+    "training..max_steps=3": "an override is written section.name=value",
+    "training=3": "an override sets one value, not a section",
+    "training={max_steps: 3}": "an override sets one value, not a section",
+    "model.name=m": "model is not a section",
+    "seed=[": "the value is not YAML",
+    "no.such.thing=3": "unknown setting 'no'",
+    "training.learing_rate=3": "unknown setting 'training.learing_rate'",
+}
+
+
+@pytest.mark.parametrize(("override", "said"), OVERRIDES.items(), ids=OVERRIDES)
+def test_a_mistake_in_the_command_line_is_told_as_one(refuse: Any, override: str, said: str) -> None:
+    error = refuse("", override)
+    assert (error.where, error.problem) == (f"command line: {override}", said)
+
+
+def test_overrides_replace_what_the_file_says_and_the_last_one_counts(load: Any) -> None:
+    config = load(
+        "training: {max_steps: 3}\n", "training.max_steps=4", "training.max_steps=5", "lora.r=8", "data.train=[a.jsonl, b.jsonl]", "model=a=b"
+    )
+    settings = config.settings
+    assert (settings.training.max_steps, settings.lora.r, settings.data.train, settings.model) == (5, 8, ["a.jsonl", "b.jsonl"], "a=b")
+    assert config.given["training.max_steps"] == "command line: training.max_steps=5"
+
+
+def test_an_override_can_take_a_value_back(load: Any) -> None:
+    assert load("training: {max_steps: 3}\n", "training.max_steps=null").settings.training.max_steps is None
+    assert load("", "data.eval=null").settings.data.eval is None
+
+
+WITHOUT_EFFECT = {
+    # written                                                           said of                        what is said
+    "training: {save_strategy: epoch, save_steps: 5}": "save_steps has no effect with save_strategy: epoch",
+    "training: {save_strategy: 'no', save_total_limit: 1}": "save_total_limit has no effect with save_strategy: no",
+    "training: {warmup_steps: 5, warmup_ratio: 0.1}": "warmup_steps and warmup_ratio both say how long the rate rises",
+    "training: {share_prefixes: true}\nlora: {lora_dropout: 0.1}": "nothing is shared beside lora_dropout",
+    "report_to: [wandb]": "trackers (wandb) are not in this version",
+    "method: qlora": "method 'qlora' is not in this version",
+    "training: {batch_size: 8, per_device_train_batch_size: 2}": "batch_size and per_device_train_batch_size both say how large an update is",
+    "training: {eval_strategy: 'no', eval_steps: 50}": "training.eval_steps has no effect with eval_strategy: no",
+    "training: {eval_strategy: steps}": "eval_strategy: steps needs eval_steps",
+}
+
+
+@pytest.mark.parametrize(("text", "said"), WITHOUT_EFFECT.items(), ids=WITHOUT_EFFECT)
+def test_a_setting_without_effect_is_refused(refuse: Any, text: str, said: str) -> None:
+    error = refuse(f"{text}\n")
+    assert said in error.problem
+    assert error.where == "luthier.yaml:3"
+    assert error.next_step
+
+
+def test_evaluating_while_training_needs_rows_held_out(refuse: Any, load: Any) -> None:
+    error = refuse("evaluation: {every_steps: 5}\n", "data.eval=null")
+    assert (error.where, error.problem) == ("luthier.yaml:3", "every_steps has no effect with data.eval: null")
+    # What `luthier eval RUN --data FILE` reads is of use without them.
+    load("evaluation: {metrics: [valid_json], shots: 5, base_rows: 60, max_rows: 100}\n", "data.eval=null")
+
+
+def test_what_is_of_use_together_is_not_refused(load: Any) -> None:
+    load("training: {save_strategy: steps, save_steps: 5, save_total_limit: 1, warmup_steps: 5}\n")
+    load("lora: {lora_dropout: 0.1}\ntraining: {share_prefixes: false}\nevaluation: {every_steps: 5, sample_answers: 2}\n")
+    load("lora: {lora_dropout: 0.1}\nreport_to: []\nmethod: lora\n")
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1).map(str.strip).filter(lambda text: text and not text.endswith("%"))
+COUNT = st.integers(1, 20)
+SHARE = st.floats(1e-12, 0.99)
+VALUES = {
+    # setting                       values it takes
+    "model": WORDS,
+    "data.train": WORDS | st.lists(WORDS, min_size=1),
+    "data.eval": WORDS | st.floats(0.01, 100).map(lambda share: f"{share}%"),
+    "data.format": st.sampled_from(["auto", "messages", "text"]),
+    "data.max_length": st.just("auto") | st.integers(8, 10**6),
+    "data.too_long": st.sampled_from(["error", "drop"]),
+    "method": st.just("lora"),
+    "lora.r": COUNT,
+    "lora.lora_alpha": SHARE,
+    "lora.lora_dropout": SHARE,
+    "lora.target_modules": WORDS | st.lists(WORDS, min_size=1),
+    "lora.use_rslora": st.booleans(),
+    "training.batch_size": st.just("auto") | COUNT,
+    "training.num_train_epochs": SHARE,
+    "training.max_steps": st.none() | COUNT,
+    "training.learning_rate": st.just("auto") | SHARE,
+    "training.lr_scheduler_type": st.sampled_from(["linear", "cosine", "constant"]),
+    "training.warmup_ratio": SHARE,
+    "training.weight_decay": SHARE,
+    "training.adam_beta1": SHARE,
+    "training.adam_beta2": SHARE,
+    "training.adam_epsilon": SHARE,
+    "training.max_grad_norm": SHARE,
+    "training.precision": st.sampled_from(["auto", "bf16", "fp32"]),
+    "training.share_prefixes": st.booleans(),
+    "training.micro_batch_tokens": COUNT,
+    "training.logging_steps": COUNT,
+    "training.save_strategy": st.sampled_from(["no", "steps", "epoch"]),
+    "evaluation.every_steps": COUNT,
+    "evaluation.metrics": st.lists(st.sampled_from(["exact_match", "valid_json", "field_f1"]), min_size=1),
+    "evaluation.max_rows": st.none() | COUNT,
+    "evaluation.base_rows": st.none() | COUNT,
+    "evaluation.shots": COUNT,
+    "evaluation.sample_answers": st.integers(0, 20),
+    "evaluation.max_new_tokens": st.just("auto") | COUNT,
+    "init_from": st.none() | WORDS,
+    "output_dir": WORDS,
+    "device": st.sampled_from(["auto", "cpu", "cuda", "mps"]),
+    "report_to": st.just([]),
+    "seed": COUNT,
+}
+# Allowed beside some values of others only: each stands in a test of its own.
+CONDITIONAL = {"training.warmup_steps", "training.save_steps", "training.save_total_limit"}
+NEEDED = ("model", "data.train")
+
+
+def test_every_setting_is_drawn_below() -> None:
+    sections = {name.rpartition(".")[0] for name in all_settings()}
+    assert set(VALUES) | CONDITIONAL == set(all_settings()) - sections
+
+
+@rules(max_examples=25, deadline=None)
+@given(st.fixed_dictionaries({name: VALUES[name] for name in NEEDED}, optional={name: VALUES[name] for name in VALUES if name not in NEEDED}))
+def test_settings_written_and_read_again_are_the_same(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> None:
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        section, _, key = name.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[key] = value
+    settings = Settings.model_validate(tree)
+    file = tmp_path_factory.getbasetemp() / "config.yaml"
+    file.write_text(settings_to_yaml(settings), encoding="utf-8")
+    assert load_config(file).settings == settings
+
+
+def test_null_and_conditional_settings_are_written_and_read_again(load: Any, tmp_path: Path) -> None:
+    settings = load(
+        "data: {train: rows.jsonl}\ntraining: {warmup_steps: 5, save_steps: 7, save_total_limit: 1}\n", "data.eval=null", head="model: m\n"
+    ).settings
+    (tmp_path / "config.yaml").write_text(settings_to_yaml(settings), encoding="utf-8")
+    assert load_config(tmp_path / "config.yaml").settings == settings
+    assert settings.data.eval is None
+
+
+def test_rows_alone_are_looked_at_with_all_of_them_to_train_on(tmp_path: Path) -> None:
+    config = config_of_rows(tmp_path / "rows.jsonl", "m")
+    assert (config.settings.data.train, config.settings.data.eval, config.settings.model) == (str(tmp_path / "rows.jsonl"), None, "m")
