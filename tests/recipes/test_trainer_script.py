@@ -77,10 +77,12 @@ def test_the_script_needs_no_luthier_and_fits_on_two_screens(tmp_path: Path, tin
     assert "<settings>" not in script
 
 
-def test_what_is_still_auto_is_named(tmp_path: Path, tiny_model: Path) -> None:
-    config = project(tmp_path / "project", tiny_model, "training.learning_rate=auto", "training.batch_size=auto")
-    with pytest.raises(ConfigError, match=r"still auto: training\.learning_rate, training\.batch_size\n  Try: luthier plan"):
-        write_trainer_script(config, tmp_path / "leave.py")
+def test_what_is_auto_becomes_what_training_would_take(tmp_path: Path, tiny_model: Path) -> None:
+    config = project(tmp_path / "project", tiny_model, "training.learning_rate=auto", "training.batch_size=auto", "training.max_steps=null")
+    script = write_trainer_script(config, tmp_path / "leave.py").read_text(encoding="utf-8")
+    taken = load_config(sft.fit(config).config).settings.training
+    assert f"\nLEARNING_RATE = {taken.learning_rate!r}\n" in script
+    assert f"\nBATCH_SIZE = {taken.batch_size!r}\n" in script
 
 
 def test_an_existing_script_is_not_overwritten(tmp_path: Path, tiny_model: Path) -> None:

@@ -136,10 +136,11 @@ def _batched(q_BHLD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, scale: float) -> Te
     rows, heads, length, width = q_BHLD.shape
     kv_heads, keys = k_BKSD.shape[1:3]
     group = heads // kv_heads
-    q = (q_BHLD * scale).reshape(rows * kv_heads, group * length, width)
-    scores = torch.bmm(q, k_BKSD.reshape(rows * kv_heads, keys, width).transpose(1, 2)).view(-1, length, keys)
-    scores = scores.masked_fill(~causal_mask(length, keys, q.device), torch.finfo(scores.dtype).min)
-    weights = torch.softmax(scores, dim=-1).view(rows * kv_heads, group * length, keys)
+    q = q_BHLD.reshape(rows * kv_heads, group * length, width)
+    k = k_BKSD.reshape(rows * kv_heads, keys, width)
+    hidden = torch.zeros(length, keys, dtype=q.dtype, device=q.device).masked_fill_(~causal_mask(length, keys, q.device), float("-inf"))
+    scores = torch.baddbmm(hidden.repeat(group, 1), q, k.transpose(1, 2), alpha=scale)
+    weights = torch.softmax(scores, dim=-1)
     return torch.bmm(weights, v_BKSD.reshape(rows * kv_heads, keys, width)).view(rows, heads, length, width)
 
 

@@ -14,7 +14,7 @@ from luthier.engine.probe import best_device
 from luthier.errors import ConfigError, RunError
 from luthier.models import adapters, find, load
 from luthier.reporting import Reporter
-from luthier.run_folder import RunFolder, open_run
+from luthier.run_folder import RunFolder, is_run, open_run
 
 
 def start(config: Config, settings: Settings, folder: Path, tokenizer: Any) -> Engine:
@@ -60,7 +60,7 @@ def earlier_run(config: Config) -> RunFolder:
     name = config.settings.init_from or ""
     where = config.given.get("init_from", str(config.file))
     try:
-        run = open_run(config.beside(name), Path(config.beside(config.settings.output_dir)))
+        run = open_run(config.beside(name) if is_run(config.beside(name)) else name, Path(config.beside(config.settings.output_dir)))
     except RunError as error:
         raise ConfigError(f"init_from: {name} is not a run", where=where, next_step="luthier runs list") from error
     if not run.adapter.is_dir():

@@ -10,21 +10,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from luthier.records import Parity
+from luthier.records import Parity, TokenizedExample
 
-Logits = Callable[[list[int]], Float[Tensor, "T V"]]
+Logits = Callable[[TokenizedExample], Float[Tensor, "T V"]]
 
 THRESHOLDS = {
     # stored as    most mean KL (nats a token)       most difference of a logit       least share of equal answers
     "fp32": {"mean_kl": 1e-6, "max_logit_difference": 1e-2, "greedy_agreement": 0.99},
-    "bf16": {"mean_kl": 1e-3, "greedy_agreement": 0.90},
-    "fp16": {"mean_kl": 1e-3, "greedy_agreement": 0.90},
+    # Rounding alone gives up to 5e-3 where answers are undecided, and then turns some of them: so equal answers are reported, not judged.
+    "bf16": {"mean_kl": 1e-2},
+    "fp16": {"mean_kl": 1e-2},
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What one model says to the prompts: the text, and the logits over the last tokens of given rows."""
+    """What one model says to the prompts: the text, and the logits that predict the answers of given rows."""
 
     texts: list[str]
     logits: list[Tensor]
@@ -52,7 +53,7 @@ def kl_divergence(trained_TV: Float[Tensor, "T V"], exported_TV: Float[Tensor, "
 
 
 def answers_of(
-    logits: Logits, answer: Callable[[Sequence[list[int]]], list[str]], prompts: Sequence[list[int]], rows: Sequence[list[int]]
+    logits: Logits, answer: Callable[[Sequence[list[int]]], list[str]], prompts: Sequence[list[int]], rows: Sequence[TokenizedExample]
 ) -> Answers:
-    """Ask a model: greedy answers to the prompts, logits over whole rows (prompt and right answer)."""
+    """Ask a model: greedy answers to the prompts, and the logits of the right answers of `rows`."""
     return Answers(answer(prompts), [logits(row) for row in rows])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from luthier.config.load import load_config
 from luthier.engine import Engine, opening
+from luthier.errors import CallError
 from luthier.records import Turn
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder
@@ -23,9 +24,12 @@ class Talk:
     max_new_tokens: int
 
     def ask(self, text: str, voice: str = "tuned") -> Iterator[str]:
-        """The answer of one voice, piece by piece."""
+        """The answer of one voice, piece by piece. Raises CallError where the model's chat template refuses the messages."""
         stream = self._stream_base if voice == "base" else self._stream
-        return self.sessions[voice].ask(text, stream)
+        try:
+            yield from self.sessions[voice].ask(text, stream)
+        except ValueError as error:
+            raise CallError(str(error), where="chat", next_step='another system message, or none: --system ""') from error
 
     def _stream(self, turns: list[Turn]) -> Iterator[str]:
         return self.engine.stream(turns, max_new_tokens=self.max_new_tokens)
@@ -39,7 +43,7 @@ def open_talk(run: RunFolder, reporter: Reporter | None = None, *, system: str |
     """Open a run to talk to. Without `system` the one that the run was trained with is used, and said."""
     reporter = reporter or Silent()
     engine = opening.open_trained(run, reporter)
-    promised = contract.read_checked(run, engine.tokenizer)
+    promised = contract.read_checked(run, engine.tokenizer, engine.stop_ids)
     used = system if system is not None else promised["system"]
     if system is None and used:
         reporter.say(f"system message (the one this run was trained with): {used}")

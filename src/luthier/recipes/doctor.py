@@ -9,6 +9,8 @@ import urllib.request
 from pathlib import Path
 
 from luthier import files
+from luthier.errors import RunError
+from luthier.plan.machine import store_machine
 from luthier.records import Finding, Machine
 
 LIBRARIES = {
@@ -78,12 +80,22 @@ def _writable() -> Finding:
 
 def _devices() -> list[Finding]:
     # Imported here: everything above must work where torch is missing or broken.
-    from luthier.engine import probe
-    from luthier.plan.machine import store_machine
-
+    try:
+        from luthier.engine import probe
+    except (ImportError, OSError) as error:  # OSError: a library of the system that torch needs
+        seen = f"torch, or a library beside it, cannot be loaded: {error}"
+        return [Finding("error", "device", seen, "pip install --force-reinstall torch, then luthier doctor")]
     measured = probe.measure()
-    store_machine(files.home(), measured)
-    return [_device(measured), _formats(measured), *_unseen_card()]
+    return [_device(measured), _formats(measured), *_unseen_card(), *_keep(measured)]
+
+
+def _keep(machine: Machine) -> list[Finding]:
+    """Store what was measured, for the plans."""
+    try:
+        store_machine(files.home(), machine)
+    except RunError as error:
+        return [Finding("error", "cache folder", f"{error.where}: {error.problem}", "set LUTHIER_HOME to a folder of your own")]
+    return []
 
 
 def _device(machine: Machine) -> Finding:

@@ -12,7 +12,7 @@ from luthier.diagnose.report import write_report
 from luthier.engine import Engine, opening
 from luthier.errors import DataError, RunError
 from luthier.evaluate import metrics, questions
-from luthier.records import Conversation, Metric, Sample, Scorecard, Turn
+from luthier.records import Conversation, Metric, Sample, Scorecard
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder
 
@@ -44,8 +44,9 @@ def evaluate(run: RunFolder, reporter: Reporter | None = None, *, data: str | No
     with opening.as_base(engine):
         columns = [Column("base", _ask(engine, base_rows, [], asked, "base", reporter))]
         if asked.shots:
-            examples = _examples(run, asked.shots)
-            columns.append(Column(f"base_{asked.shots}shot", _ask(engine, base_rows, examples, asked, f"base with {asked.shots} examples", reporter)))
+            examples = _examples(run, asked.shots, engine, reporter)
+            name = f"base_{len(examples)}shot"
+            columns.append(Column(name, _ask(engine, base_rows, examples, asked, f"base with {len(examples)} examples", reporter)))
     columns.append(Column("tuned", _ask(engine, rows, [], asked, "tuned", reporter)))
 
     scorecard = Scorecard(
@@ -79,23 +80,31 @@ def _rows_of(file: str, reporter: Reporter) -> list[Conversation]:
     return rows
 
 
-def _examples(run: RunFolder, shots: int) -> list[Conversation]:
-    """The first training rows, as examples for the prompt."""
+def _examples(run: RunFolder, shots: int, engine: Engine, reporter: Reporter) -> list[Conversation]:
+    """The first rows that were trained, as examples for the prompt."""
     config = load_config(run.config)
-    rows = prepare.load_rows(config.settings.data, config.file.parent, config.settings.seed).train
+    data = config.settings.data
+    read = prepare.load_rows(data, config.file.parent, config.settings.seed)
+    rows = prepare.tokenize_rows(read, engine.tokenizer, int(data.max_length), data.too_long).rows.train
+    if len(rows) < shots:
+        reporter.say(f"evaluation.shots is {shots} and there are {len(rows)} training rows: the base is shown {len(rows)}")
     return rows[:shots]
 
 
 def _ask(
     engine: Engine, rows: Sequence[Conversation], examples: Sequence[Conversation], settings: EvaluationSettings, who: str, reporter: Reporter
 ) -> list[str]:
-    prompts = [prompt_ids(_question(row, examples), engine.tokenizer) for row in rows]
+    prompts = [_prompt(row, examples, engine) for row in rows]
     with reporter.bar(f"asking {who}", len(prompts)) as bar:
         return engine.answer(prompts, max_new_tokens=int(settings.max_new_tokens), on_answers=bar.advance)
 
 
-def _question(row: Conversation, examples: Sequence[Conversation]) -> list[Turn]:
-    return questions.with_examples(row.prompt, examples) if examples else list(row.prompt)
+def _prompt(row: Conversation, examples: Sequence[Conversation], engine: Engine) -> list[int]:
+    turns = questions.with_examples(row.prompt, examples) if examples else row.prompt
+    try:
+        return prompt_ids(turns, engine.tokenizer)
+    except ValueError as error:
+        raise DataError(str(error), where=str(row.source), next_step="ask in the form that the model was trained with") from error
 
 
 def _scores(column: Column, rows: Sequence[Conversation], names: Sequence[str]) -> dict[str, Metric]:

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from luthier import files
-from luthier.config.load import load_config
+from luthier.config.load import Config, load_config
 from luthier.data import ledger, prepare
 from luthier.data.tokenize import prompt_ids, tokenize
 from luthier.diagnose.report import write_report
@@ -29,12 +30,14 @@ def export(run: RunFolder, to: str, reporter: Reporter | None = None, *, folder:
     reporter = reporter or Silent()
     if to not in TARGETS:
         raise CallError(f"no such export: {to}", where="--to", next_step=f"one of: {', '.join(TARGETS)}")
+    if precision not in merged.DTYPES:
+        raise CallError(f"no such number format: {precision}", where="--precision", next_step=f"one of: {', '.join(merged.DTYPES)}")
     target = _target(run, to, folder)
     config = load_config(run.config)
     trained = opening.open_trained(run, reporter, "fp32")
-    rows = _rows(run)
+    rows = _rows(run, config, trained.tokenizer)
     prompts = [prompt_ids(row.prompt, trained.tokenizer) for row in rows if row.prompt]
-    whole = [_token_ids(tokenize(row, trained.tokenizer)) for row in rows]
+    whole = [_example(tokenize(row, trained.tokenizer)) for row in rows]
     length = int(config.settings.evaluation.max_new_tokens)
 
     with reporter.bar(f"comparing {to} with the trained model", 2) as bar:
@@ -64,24 +67,27 @@ def _target(run: RunFolder, to: str, folder: Path | None) -> Path:
     return target
 
 
-def _rows(run: RunFolder) -> list[Conversation]:
-    """Rows to compare on: held out where there are some, else from the training."""
+def _rows(run: RunFolder, config: Config, tokenizer: Any) -> list[Conversation]:
+    """Rows to compare on: held out where there are some, else those that were trained."""
     rows = ledger.read_held_out(run)
     if not rows:
-        config = load_config(run.config)
-        rows = prepare.load_rows(config.settings.data, config.file.parent, config.settings.seed).train
-    return rows[:ROWS]
+        data = config.settings.data
+        read = prepare.load_rows(data, config.file.parent, config.settings.seed)
+        rows = prepare.tokenize_rows(read, tokenizer, int(data.max_length), data.too_long).rows.train
+    return rows[: min(ROWS, config.settings.evaluation.max_rows or ROWS)]
 
 
-def _token_ids(example: object) -> list[int]:
-    assert isinstance(example, TokenizedExample)  # the run has used this row already
-    return example.token_ids
+def _example(tokenized: object) -> TokenizedExample:
+    assert isinstance(tokenized, TokenizedExample)  # the run has used this row already
+    return tokenized
 
 
-def _answers(engine: Engine, prompts: Sequence[list[int]], rows: Sequence[list[int]], max_new_tokens: int) -> parity.Answers:
+def _answers(engine: Engine, prompts: Sequence[list[int]], rows: Sequence[TokenizedExample], max_new_tokens: int) -> parity.Answers:
     @torch.no_grad()
-    def logits(row: list[int]) -> torch.Tensor:
-        found: torch.Tensor = engine.model(input_ids=torch.tensor([row], device=engine.device), use_cache=False).logits[0].float().cpu()
-        return found
+    def logits(row: TokenizedExample) -> torch.Tensor:
+        # Only those that predict the answer: 40 whole rows of a vocabulary of 49,152 would be gigabytes.
+        first = row.trained.index(True) - 1
+        found: torch.Tensor = engine.model(input_ids=torch.tensor([row.token_ids], device=engine.device), use_cache=False).logits[0, first:-1]
+        return found.float().cpu()
 
     return parity.answers_of(logits, lambda asked: engine.answer(list(asked), max_new_tokens=max_new_tokens), prompts, rows)

@@ -1,23 +1,23 @@
 """Teach a model to answer as the rows do. Read this first: it is the whole road, top to bottom."""
 
+import dataclasses
 import datetime
 import importlib.metadata
 import platform
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from luthier import files, run_folder
-from luthier.config.load import Config, settings_to_yaml
+from luthier.config.load import Config, load_config, settings_to_yaml
 from luthier.config.settings import Settings
 from luthier.data import prepare
 from luthier.data.prepare import Prepared
 from luthier.data.tokenize import prompt_ids
 from luthier.diagnose.report import write_report
 from luthier.engine import Engine, opening, probe
-from luthier.errors import LuthierError
+from luthier.errors import ConfigError, LuthierError
 from luthier.evaluate import metrics
 from luthier.models import facts, find, load
 from luthier.plan import choose, shape
@@ -47,6 +47,7 @@ def fit(config: Config, reporter: Reporter | None = None, *, title: str = "", re
     Broken data stops it before a model is fetched or loaded. `resume` goes on from that run's newest whole checkpoint.
     """
     reporter = reporter or Silent()
+    config = _with_earlier_adapter(config)
     asked = config.settings
     rows = prepare.load_rows(asked.data, config.file.parent, asked.seed)
     metrics.check(asked.evaluation.metrics, [row.answer for row in rows.held_out])
@@ -65,7 +66,8 @@ def fit(config: Config, reporter: Reporter | None = None, *, title: str = "", re
     torch.use_deterministic_algorithms(True, warn_only=True)
 
     run = resume or _begin(config, plan, prepared, folder, title)
-    engine = opening.start(config, plan.settings, folder, tokenizer)
+    # From the run's own settings: they name files and runs wherever one stands, and go on to mean the same (init_from: last).
+    engine = opening.start(load_config(run.config), plan.settings, folder, tokenizer)
     contract.write(run, tokenizer, engine.stop_ids, prepared.rows.train)
     engine.check(min(prepared.train, key=lambda example: len(example.token_ids)))
     if engine.plain_reason:
@@ -76,6 +78,23 @@ def fit(config: Config, reporter: Reporter | None = None, *, title: str = "", re
     write_report(run)
     run.say("finished")
     return run
+
+
+def _with_earlier_adapter(config: Config) -> Config:
+    """With `init_from` the earlier run's adapter decides every `lora` setting; one that was given and says otherwise is refused."""
+    if not config.settings.init_from:
+        return config
+    earlier = opening.earlier_run(config)
+    kept = load_config(earlier.config).settings.lora
+    for name, value in kept:
+        asked = getattr(config.settings.lora, name)
+        if f"lora.{name}" in config.given and asked != value:
+            raise ConfigError(
+                f"lora.{name} is {asked} and the adapter of {earlier.name} was made with {value}",
+                where=config.given[f"lora.{name}"],
+                next_step="take it out (the adapter goes on as it is), or take init_from out",
+            )
+    return dataclasses.replace(config, settings=config.settings.model_copy(update={"lora": kept}))
 
 
 def _begin(config: Config, plan: Plan, prepared: Prepared, folder: Path, title: str) -> RunFolder:
@@ -200,7 +219,7 @@ def _saver(save: Any, settings: Settings, rows: int, updates: int) -> loop.Watch
 def _evaluator(run: RunFolder, engine: Engine, prepared: Prepared, settings: Settings, updates: int, reporter: Reporter) -> loop.Watcher:
     """Measures the held-out loss every so often and at the end, and shows a few answers where that is asked for."""
     every = settings.evaluation.every_steps
-    shown = prepared.rows.held_out[: settings.evaluation.sample_answers]
+    shown = [row for row in prepared.rows.held_out if row.prompt][: settings.evaluation.sample_answers]  # a plain text asks nothing
 
     def watch(report: StepReport) -> None:
         if not prepared.held_out or not (report.step == updates or (every and report.step % every == 0)):
@@ -212,11 +231,12 @@ def _evaluator(run: RunFolder, engine: Engine, prepared: Prepared, settings: Set
             prompts = [prompt_ids(row.prompt, engine.tokenizer) for row in shown]
             answers = engine.answer(prompts, max_new_tokens=int(settings.evaluation.max_new_tokens))
             for row, answer in zip(shown, answers, strict=True):
-                reporter.say(f"  {_last_words(row.prompt)}  ->  {answer}")
+                reporter.say(f"  {_on_a_line(row.prompt[-1].content)}  ->  {_on_a_line(answer)}")
 
     return watch
 
 
-def _last_words(turns: Sequence[Any]) -> str:
-    text = turns[-1].content if turns else ""
-    return text if len(text) <= 60 else f"...{text[-57:]}"
+def _on_a_line(text: str) -> str:
+    """Text of a row or a model as part of a line: short, and without characters that move a terminal's cursor."""
+    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    return shown if len(shown) <= 100 else f"{shown[:97]}..."

@@ -24,7 +24,7 @@ def write(run: RunFolder, tokenizer: Any, stop_ids: set[int], rows: Sequence[Con
             "template_sha256": template_hash(tokenizer),
             "templated": rows[0].templated,
             "system": shared_system(rows),
-            "stop_tokens": sorted(tokenizer.convert_ids_to_tokens(sorted(stop_ids))),
+            "stop_tokens": _spelled(stop_ids, tokenizer),
             "golden": [
                 {"messages": [{"role": turn.role, "content": turn.content} for turn in row.prompt], "ids": prompt_ids(row.prompt, tokenizer)}
                 for row in rows[:GOLDEN_PROMPTS]
@@ -34,18 +34,35 @@ def write(run: RunFolder, tokenizer: Any, stop_ids: set[int], rows: Sequence[Con
     )
 
 
-def read_checked(run: RunFolder, tokenizer: Any) -> dict[str, Any]:
-    """The run's contract, after its golden prompts were rendered again. Raises RunError where one comes out otherwise."""
+def read_checked(run: RunFolder, tokenizer: Any, stop_ids: set[int]) -> dict[str, Any]:
+    """The run's contract, after its golden prompts were rendered again and its stop tokens compared. Raises RunError where one differs."""
     contract: dict[str, Any] = files.read_json(run.contract)
+    if contract["stop_tokens"] != (stops := _spelled(stop_ids, tokenizer)):
+        raise RunError(
+            f"the model was trained to stop at {', '.join(contract['stop_tokens'])} and would now stop at {', '.join(stops) or 'nothing'}",
+            where=str(run.contract),
+            next_step="restore the base model's generation_config.json and tokenizer, or train again",
+        )
     for golden in contract["golden"]:
-        turns = [Turn(message["role"], message["content"]) for message in golden["messages"]]
-        if prompt_ids(turns, tokenizer) != golden["ids"]:
+        if _rendered(golden["messages"], tokenizer) != golden["ids"]:
             raise RunError(
                 "the base's tokenizer or chat template has changed since the training: the same messages give other tokens",
                 where=str(run.contract),
                 next_step="restore the base model that the run was trained on (environment.json names it), or train again",
             )
     return contract
+
+
+def _spelled(token_ids: set[int], tokenizer: Any) -> list[str]:
+    return sorted(tokenizer.convert_ids_to_tokens(sorted(token_ids)))
+
+
+def _rendered(messages: list[dict[str, str]], tokenizer: Any) -> list[int] | None:
+    """The tokens of the messages; None where the template refuses them."""
+    try:
+        return prompt_ids([Turn(message["role"], message["content"]) for message in messages], tokenizer)
+    except ValueError:
+        return None
 
 
 def template_hash(tokenizer: Any) -> str:

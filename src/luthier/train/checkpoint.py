@@ -15,6 +15,8 @@ from luthier.engine import Engine
 from luthier.errors import RunError
 from luthier.run_folder import RunFolder
 
+FILES = ("trained.safetensors", "optimizer.safetensors", "state.json")
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -44,7 +46,8 @@ def save(run: RunFolder, engine: Engine, place: Place, keep: int) -> Path:
 
 def list_checkpoints(run: RunFolder) -> list[Path]:
     """The run's checkpoints, oldest first."""
-    return sorted(run.checkpoints.glob("step-*"))
+    # By number: the millionth has a digit more than the others.
+    return sorted(run.checkpoints.glob("step-*"), key=lambda path: (len(path.name), path.name))
 
 
 def newest_whole(run: RunFolder) -> tuple[Path, list[str]]:
@@ -68,6 +71,9 @@ def damage(path: Path) -> str:
         expected = files.read_json(manifest)
     except RunError:
         return "manifest.json is not whole"
+    for name in FILES:
+        if name not in expected:
+            return f"manifest.json does not list {name}"
     for name, digest in expected.items():
         if not (path / name).is_file():
             return f"{name} is missing"
@@ -80,8 +86,9 @@ def load(path: Path, engine: Engine) -> Place:
     """Put a checkpoint into the engine: weights and moments, to the bit."""
     stored = load_file(path / "trained.safetensors")
     parameters = dict(_trained(engine))
-    if stored.keys() != parameters.keys():
-        different = sorted(stored.keys() ^ parameters.keys())[0]
+    shapes, wanted = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (stored, parameters))
+    if shapes != wanted:
+        different = min(name for name, _ in shapes.items() ^ wanted.items())
         raise RunError(
             f"it holds other weights than this model trains (for one: {different})",
             where=str(path),

@@ -83,7 +83,7 @@ def not_finite(step: int, loss: float, grad_norm: float, rows: list[TokenizedExa
     return RunError(
         f"the loss is {loss} and the gradient norm {grad_norm}; training stopped and nothing of this update was kept",
         where=f"step {step} (rows {', '.join(str(row.source) for row in rows[:8])})",
-        next_step="lower training.learning_rate, or set training.precision: fp32; then resume from the last checkpoint",
+        next_step="look at these rows; then begin anew with a lower training.learning_rate or training.precision: fp32",
     )
 
 

@@ -1,0 +1,130 @@
+"""Talking to a run: it is asked as it was trained, and the base answers as the base."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest_runs import SYSTEM, Listener, Write, chat_row
+
+from luthier import files
+from luthier.config.load import load_config, settings_to_yaml
+from luthier.engine import opening
+from luthier.errors import LuthierError, RunError
+from luthier.recipes import sft
+from luthier.recipes.conversation import open_talk
+from luthier.records import Turn
+from luthier.reporting import Silent
+from luthier.run_folder import RunFolder
+
+QUESTION, ANSWER = (turn["content"] for turn in chat_row(2)["messages"][1:])
+
+
+def test_the_system_message_of_the_training_is_used_and_said(learned: RunFolder) -> None:
+    listener = Listener()
+    talk = open_talk(learned, listener, max_new_tokens=40)
+    assert f"system message (the one this run was trained with): {SYSTEM}" in listener.lines
+    assert "".join(talk.ask(QUESTION)) == ANSWER
+    assert talk.sessions["tuned"].turns == [Turn("system", SYSTEM), Turn("user", QUESTION), Turn("assistant", ANSWER)]
+
+
+@pytest.mark.parametrize("system", ["", "Speak like a pirate."])
+def test_another_system_message_can_be_given_and_so_can_none(system: str, learned: RunFolder) -> None:
+    talk = open_talk(learned, listener := Listener(), system=system, max_new_tokens=8)
+    "".join(talk.ask(QUESTION))
+    assert [turn.content for turn in talk.sessions["tuned"].turns if turn.role == "system"] == [system] * bool(system)
+    assert not any("system message" in line for line in listener.lines)
+
+
+def test_a_run_trained_without_a_system_message_says_so(write: Write) -> None:
+    run = sft.fit(write([chat_row(place, system="") for place in range(4)]))
+    talk = open_talk(run, listener := Listener(), max_new_tokens=4)
+    assert any(line.startswith("system message: none, as in the training rows") for line in listener.lines)
+    "".join(talk.ask("Hi"))
+    assert [turn.role for turn in talk.sessions["tuned"].turns] == ["user", "assistant"]
+
+
+def test_the_turns_so_far_are_kept_and_seen(learned: RunFolder) -> None:
+    talk = open_talk(learned, max_new_tokens=24)
+    first = "".join(talk.ask(QUESTION))
+    second = "".join(talk.ask("And 104 Pierce Rd, Aurora?"))
+    said = talk.sessions["tuned"].turns
+    assert [turn.role for turn in said] == ["system", "user", "assistant", "user", "assistant"]
+    assert [said[2].content, said[4].content] == [first, second]
+    assert second == "".join(talk.engine.stream(said[:4], max_new_tokens=24))
+    assert second != "".join(talk.engine.stream([said[0], said[3]], max_new_tokens=24))
+
+
+def test_the_base_answers_as_if_there_were_no_adapter(learned: RunFolder, tiny_model: Path) -> None:
+    talk = open_talk(learned, max_new_tokens=24)
+    bare = opening.open_model(str(tiny_model), Silent(), "fp32", "cpu")
+    turns = [Turn("system", SYSTEM), Turn("user", QUESTION)]
+    assert "".join(talk.ask(QUESTION, "base")) == "".join(bare.stream(turns, max_new_tokens=24)) != ANSWER
+    assert "".join(talk.ask(QUESTION)) == ANSWER  # the adapter is on again
+    assert [len(session.turns) for session in talk.sessions.values()] == [3, 3]
+
+
+def test_an_answer_that_is_broken_off_leaves_the_adapter_on(learned: RunFolder) -> None:
+    talk = open_talk(learned, max_new_tokens=40)
+    pieces = talk.ask(QUESTION, "base")
+    next(pieces)
+    pieces.close()  # type: ignore[attr-defined]
+    assert "".join(talk.ask(QUESTION)) == ANSWER
+
+
+def test_rows_without_a_template_are_asked_without_one(write: Write) -> None:
+    rows = [{"prompt": f"{place} Pierce Rd: ", "completion": f"Town {place}"} for place in range(4)]
+    run = sft.fit(write(rows, "training.num_train_epochs=60"))
+    talk = open_talk(run, listener := Listener())
+    assert "".join(talk.ask("2 Pierce Rd: ")) == "Town 2"
+    assert "".join(talk.ask("3 Pierce Rd: ")) == "Town 3"  # each question stands by itself
+    assert not any("system message" in line for line in listener.lines)
+
+
+def with_template(run: RunFolder, folder: Path, template: str) -> None:
+    """Let the run's base be a copy whose chat template was changed."""
+    settings = load_config(run.config).settings
+    shutil.copytree(settings.model, folder)
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    files.write_text(run.config, settings_to_yaml(settings.model_copy(update={"model": str(folder)})))
+
+
+CHANGES = {
+    "another word": lambda text: text.replace("<|im_start|>assistant", "<|im_start|>model"),
+    "a space more": lambda text: text.replace("message['content'] +", "message['content'] + ' ' +"),
+    "refuses system messages": lambda text: "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + text,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_template_that_has_changed_since_the_training_is_refused(change: str, copied: RunFolder, tiny_model: Path, tmp_path: Path) -> None:
+    template = (tiny_model / "chat_template.jinja").read_text(encoding="utf-8")
+    assert CHANGES[change](template) != template
+    with_template(copied, tmp_path / "base", CHANGES[change](template))
+    with pytest.raises(RunError, match="chat template has changed since the training"):
+        open_talk(copied)
+
+
+def test_a_template_that_refuses_what_was_said_is_no_fault_of_ours(write: Write, tiny_model: Path, tmp_path: Path) -> None:
+    """Trained without a system message, asked with one that the template does not know."""
+    shutil.copytree(tiny_model, tmp_path / "base")
+    path = tmp_path / "base" / "chat_template.jinja"
+    path.write_text(CHANGES["refuses system messages"](path.read_text(encoding="utf-8")), encoding="utf-8")
+    run = sft.fit(write([chat_row(place, system="") for place in range(4)], f"model={tmp_path / 'base'}"))
+    talk = open_talk(run, system="Speak like a pirate.", max_new_tokens=4)
+    with pytest.raises(LuthierError, match="no system"):
+        "".join(talk.ask("Hi"))
+
+
+def test_a_contract_that_was_cut_is_named(copied: RunFolder) -> None:
+    copied.contract.write_text(copied.contract.read_text()[:50])
+    with pytest.raises(RunError, match=r"contract\.json: is not whole JSON"):
+        open_talk(copied)
+
+
+def test_the_contract_holds_what_was_trained(learned: RunFolder) -> None:
+    contract = json.loads(learned.contract.read_text(encoding="utf-8"))
+    assert contract["system"] == SYSTEM
+    assert contract["stop_tokens"] == ["<|im_end|>"]
+    assert len(contract["golden"]) == 3
+    assert contract["golden"][0]["messages"][0] == {"role": "system", "content": SYSTEM}

@@ -1,0 +1,132 @@
+"""Base beside tuned: the same questions, the same decoding, and columns that are what they are called."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest_runs import Listener, chat_row, write_rows
+
+from luthier import files
+from luthier.config.load import load_config, settings_to_yaml
+from luthier.data.tokenize import prompt_ids
+from luthier.engine import opening
+from luthier.errors import DataError, RunError
+from luthier.evaluate.questions import with_examples
+from luthier.recipes import evaluation
+from luthier.records import Turn
+from luthier.reporting import Silent
+from luthier.run_folder import RunFolder
+
+
+def training_rows(run: RunFolder) -> str:
+    return str(load_config(run.config).settings.data.train)
+
+
+def longest_answer(run: RunFolder) -> int:
+    return int(load_config(run.config).settings.evaluation.max_new_tokens)
+
+
+def set_evaluation(run: RunFolder, **values: object) -> None:
+    settings = load_config(run.config).settings
+    files.write_text(run.config, settings_to_yaml(settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update=values)})))
+
+
+def bare_answers(model: Path, questions: list[list[Turn]], max_new_tokens: int) -> list[str]:
+    """What the base answers when it is loaded without any adapter."""
+    engine = opening.open_model(str(model), Silent(), "fp32", "cpu")
+    return engine.answer([prompt_ids(turns, engine.tokenizer) for turns in questions], max_new_tokens=max_new_tokens)
+
+
+def asked(run: RunFolder) -> list[list[Turn]]:
+    rows = [json.loads(line)["messages"] for line in Path(training_rows(run)).read_text(encoding="utf-8").splitlines()]
+    return [[Turn(turn["role"], turn["content"]) for turn in row[:-1]] for row in rows]
+
+
+def test_the_tuned_model_knows_what_it_learned_and_the_base_does_not(copied: RunFolder) -> None:
+    scorecard = evaluation.evaluate(copied, data=training_rows(copied))
+    assert list(scorecard.models) == ["base", "tuned"]
+    assert {name: metric.value for name, metric in scorecard.models["tuned"].items()} == {"exact_match": 1.0, "valid_json": 1.0, "field_f1": 1.0}
+    assert scorecard.models["base"]["exact_match"].value == 0.0
+    assert scorecard.models["tuned"]["exact_match"].n == 6
+    assert copied.read_scorecard() == scorecard
+
+
+def test_the_scorecard_has_its_frozen_shape(copied: RunFolder) -> None:
+    evaluation.evaluate(copied)
+    stored = json.loads(copied.scorecard.read_text(encoding="utf-8"))
+    assert stored.keys() == {"schema", "models", "decoding", "data"}
+    assert stored["models"]["tuned"]["exact_match"].keys() == {"value", "low", "high", "n"}
+    assert stored["data"] == {"source": "held-out rows of the run", "rows": 2, "base_rows": 2}
+    assert stored["decoding"] == {"strategy": "greedy", "max_new_tokens": longest_answer(copied), "precision": "fp32"}
+    assert "exact_match" in copied.report.read_text(encoding="utf-8")
+
+
+def test_the_bases_column_is_what_the_bare_base_answers(copied: RunFolder, tiny_model: Path) -> None:
+    """The adapter is switched off, not only scaled down."""
+    evaluation.evaluate(copied, data=training_rows(copied))
+    samples = [json.loads(line) for line in copied.samples.read_text(encoding="utf-8").splitlines()]
+    expected = bare_answers(tiny_model, asked(copied), longest_answer(copied))
+    assert [sample["answers"]["base"] for sample in samples] == expected[: len(samples)]
+    assert [sample["answers"]["tuned"] for sample in samples] == [sample["expected"] for sample in samples]
+    assert len(samples) == 5
+
+
+def test_the_base_is_also_asked_with_examples(copied: RunFolder, tiny_model: Path) -> None:
+    set_evaluation(copied, shots=2)
+    scorecard = evaluation.evaluate(copied, data=training_rows(copied))
+    assert list(scorecard.models) == ["base", "base_2shot", "tuned"]
+    samples = [json.loads(line) for line in copied.samples.read_text(encoding="utf-8").splitlines()]
+    config = load_config(copied.config)
+    examples = evaluation.prepare.load_rows(config.settings.data, config.file.parent, 0).train[:2]
+    expected = bare_answers(tiny_model, [with_examples(turns, examples) for turns in asked(copied)], longest_answer(copied))
+    assert [sample["answers"]["base_2shot"] for sample in samples] == expected[: len(samples)]
+    assert [sample["answers"]["base"] for sample in samples] != expected[: len(samples)]
+
+
+def test_a_column_names_the_examples_that_there_were(copied: RunFolder) -> None:
+    set_evaluation(copied, shots=20)
+    assert list(evaluation.evaluate(copied, listener := Listener()).models) == ["base", "base_6shot", "tuned"]
+    assert "evaluation.shots is 20 and there are 6 training rows: the base is shown 6" in listener.lines
+
+
+def test_fewer_rows_can_be_asked_and_fewer_of_the_base(copied: RunFolder) -> None:
+    set_evaluation(copied, max_rows=5, base_rows=3)
+    scorecard = evaluation.evaluate(copied, data=training_rows(copied))
+    assert {name: row["exact_match"].n for name, row in scorecard.models.items()} == {"base": 3, "tuned": 5}
+    assert scorecard.data["rows"] == 5
+    assert scorecard.data["base_rows"] == 3
+    assert len(copied.samples.read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_a_second_evaluation_gives_the_same_numbers(copied: RunFolder) -> None:
+    assert evaluation.evaluate(copied) == evaluation.evaluate(copied)
+
+
+def test_rows_that_cannot_be_asked_are_said(copied: RunFolder, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [chat_row(0), '{"messages": [', chat_row(1)])
+    listener = Listener()
+    scorecard = evaluation.evaluate(copied, listener, data=str(rows))
+    assert scorecard.models["tuned"]["exact_match"].n == 2
+    assert any("set aside: 1 " in line and f"{rows}:2" in line for line in listener.lines)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [({"text": "A luthier."}, "rows of plain text ask nothing"), ({"prompt": "a", "completion": "b"}, "field_f1 compares the fields of JSON")],
+)
+def test_rows_that_do_not_fit_are_named(row: dict[str, str], said: str, copied: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=said):
+        evaluation.evaluate(copied, data=str(write_rows(tmp_path / "rows.jsonl", [row])))
+    assert not copied.scorecard.exists()
+
+
+def test_a_run_that_held_nothing_out_says_what_to_do(copied: RunFolder) -> None:
+    copied.held_out.write_text("")
+    with pytest.raises(RunError, match="holds no questions out\n  Try: luthier eval RUN --data FILE"):
+        evaluation.evaluate(copied)
+
+
+def test_a_run_that_has_not_ended_is_named(copied: RunFolder) -> None:
+    files.remove_folder(copied.adapter)
+    with pytest.raises(RunError, match="the run has not ended\n  Try: luthier train --resume"):
+        evaluation.evaluate(copied)

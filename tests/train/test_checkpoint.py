@@ -1,0 +1,153 @@
+"""A checkpoint is whole or it is not used, and what it holds comes back to the bit."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from luthier.engine import Engine
+from luthier.errors import RunError
+from luthier.records import TokenizedExample
+from luthier.run_folder import RunFolder
+from luthier.train import checkpoint
+from luthier.train.checkpoint import Place
+
+PLACE = Place(step=2, data_sha256="d", seed=0, precision="fp32")
+
+
+def at(step: int) -> Place:
+    return dataclasses.replace(PLACE, step=step)
+
+
+def train(engine: Engine, examples: list[TokenizedExample], updates: int) -> list[float]:
+    losses = []
+    for _ in range(updates):
+        losses.append(engine.forward_backward(examples).loss)
+        engine.optim_step(1e-2)
+    return losses
+
+
+def trained(engine: Engine) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in engine.model.named_parameters() if parameter.requires_grad}
+
+
+def test_weights_moments_and_place_come_back_to_the_bit(engine: Engine, examples: list[TokenizedExample], run: RunFolder, tiny_model: Path) -> None:
+    train(engine, examples, 2)
+    path = checkpoint.save(run, engine, PLACE, keep=2)
+    other = Engine.open(str(tiny_model), lora={"r": 4, "lora_alpha": 8}, seed=9)
+    assert checkpoint.load(path, other) == PLACE
+    expected, found = trained(engine), trained(other)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    # The moments are seen in what comes next.
+    assert train(engine, examples, 2) == train(other, examples, 2)
+
+
+def test_a_checkpoint_before_the_first_update_can_be_resumed(
+    engine: Engine, examples: list[TokenizedExample], run: RunFolder, tiny_model: Path
+) -> None:
+    path = checkpoint.save(run, engine, at(0), keep=2)
+    other = Engine.open(str(tiny_model), lora={"r": 4, "lora_alpha": 8}, seed=9)
+    checkpoint.load(path, other)
+    assert train(engine, examples, 2) == train(other, examples, 2)
+
+
+def test_only_safetensors_and_json_and_a_sum_of_each(engine: Engine, examples: list[TokenizedExample], run: RunFolder) -> None:
+    train(engine, examples, 1)
+    path = checkpoint.save(run, engine, PLACE, keep=2)
+    names = sorted(file.name for file in path.iterdir())
+    assert names == ["manifest.json", "optimizer.safetensors", "state.json", "trained.safetensors"]
+    assert sorted(json.loads((path / "manifest.json").read_text())) == [name for name in names if name != "manifest.json"]
+    assert checkpoint.damage(path) == ""
+
+
+def test_the_newest_are_kept(engine: Engine, run: RunFolder) -> None:
+    for step in (1, 2, 3, 9, 10):
+        checkpoint.save(run, engine, at(step), keep=2)
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-000009", "step-000010"]
+
+
+def test_the_newest_by_number_is_resumed_from(engine: Engine, run: RunFolder) -> None:
+    for step in (999_999, 1_000_000):
+        checkpoint.save(run, engine, at(step), keep=3)
+    assert checkpoint.newest_whole(run)[0].name == "step-1000000"
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray((path / "trained.safetensors").read_bytes())
+    content[-1] ^= 1
+    (path / "trained.safetensors").write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    content = (path / "optimizer.safetensors").read_bytes()
+    (path / "optimizer.safetensors").write_bytes(content[: len(content) // 2])
+
+
+DAMAGES = {
+    "trained.safetensors is not as it was written": flip_a_bit,
+    "optimizer.safetensors is not as it was written": cut,
+    "optimizer.safetensors is missing": lambda path: (path / "optimizer.safetensors").unlink(),
+    "manifest.json is missing": lambda path: (path / "manifest.json").unlink(),
+    "manifest.json is not whole": lambda path: (path / "manifest.json").write_text('{"state.json": "'),
+    "manifest.json does not list trained.safetensors": lambda path: (path / "manifest.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("named", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_older_one_used(named: str, engine: Engine, examples: list[TokenizedExample], run: RunFolder) -> None:
+    train(engine, examples, 1)
+    older = checkpoint.save(run, engine, at(1), keep=2)
+    newer = checkpoint.save(run, engine, at(2), keep=2)
+    DAMAGES[named](newer)
+    assert checkpoint.newest_whole(run) == (older, [f"step-000002: {named}"])
+
+
+def test_no_whole_checkpoint_is_an_error_that_says_why(engine: Engine, run: RunFolder) -> None:
+    with pytest.raises(RunError, match="no whole checkpoint to resume from\n  Try: luthier train "):
+        checkpoint.newest_whole(run)
+    flip_a_bit(checkpoint.save(run, engine, at(1), keep=2))
+    with pytest.raises(RunError, match=r"step-000001: trained\.safetensors is not as it was written"):
+        checkpoint.newest_whole(run)
+
+
+def test_a_full_disk_leaves_no_half_checkpoint(engine: Engine, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = checkpoint.save(run, engine, at(1), keep=1)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(RunError, match="the disk is full"):
+        checkpoint.save(run, engine, at(2), keep=1)
+    assert list(run.checkpoints.iterdir()) == [kept]
+    assert checkpoint.damage(kept) == ""
+
+
+def test_another_models_checkpoint_is_refused(engine: Engine, run: RunFolder, tiny_model: Path) -> None:
+    path = checkpoint.save(run, engine, PLACE, keep=2)
+    before = trained(other := Engine.open(str(tiny_model), lora={"r": 4, "target_modules": ["q_proj"]}))
+    with pytest.raises(RunError, match="other weights than this model trains"):
+        checkpoint.load(path, other)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trained(other).items())
+
+
+def test_another_rank_is_refused(engine: Engine, run: RunFolder, tiny_model: Path) -> None:
+    path = checkpoint.save(run, engine, PLACE, keep=2)
+    with pytest.raises(RunError, match=r"other weights than this model trains \(for one: .*lora_A"):
+        checkpoint.load(path, Engine.open(str(tiny_model), lora={"r": 8, "lora_alpha": 8}))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"data_sha256": "e"}, "the training rows have changed"),
+        ({"seed": 1}, "seed was 0 and is now 1"),
+        ({"precision": "bf16"}, "precision was fp32"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_rows_seed_or_precision(change: dict[str, object], said: str) -> None:
+    with pytest.raises(RunError, match=said):
+        checkpoint.check_same_run(PLACE, dataclasses.replace(PLACE, **change), Path("run"))  # type: ignore[arg-type]
+    checkpoint.check_same_run(PLACE, at(7), Path("run"))
