@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import os
 
-# Threads that wait must sleep. Torch's OpenMP lets them spin, and beside one other busy process on 2 cores a single update then
-# took up to 82 s instead of 1.4 (docs/experiments.md). Read when torch is loaded, so it is set before anything else is.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Torch's OpenMP threads wait by spinning for milliseconds. Beside other busy processes on 2 cores an update then took up to 82 s; asleep
+# at once they are half as fast on an idle machine. A short spin is nearly as fast as the one and as steady as the other
+# (docs/decisions/0004). Read when torch is loaded, so it is set before anything else is.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# oneDNN keeps the code it made for the last 1,024 shapes, and every update has shapes of its own: 40 updates grew by 1.1 GB, so by 0.7.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -81,14 +81,14 @@ def _rows_of(file: str, reporter: Reporter) -> list[Conversation]:
 
 
 def _examples(run: RunFolder, shots: int, engine: Engine, reporter: Reporter) -> list[Conversation]:
-    """The first rows that were trained, as examples for the prompt."""
+    """Rows that were trained, as examples for the prompt: taken at even distances, so that they are of every kind."""
     config = load_config(run.config)
     data = config.settings.data
     read = prepare.load_rows(data, config.file.parent, config.settings.seed)
     rows = prepare.tokenize_rows(read, engine.tokenizer, int(data.max_length), data.too_long).rows.train
     if len(rows) < shots:
         reporter.say(f"evaluation.shots is {shots} and there are {len(rows)} training rows: the base is shown {len(rows)}")
-    return rows[:shots]
+    return rows[:: max(1, len(rows) // shots)][:shots]
 
 
 def _ask(

@@ -19,7 +19,7 @@ from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder
 
 TARGETS = ("adapter", "merged")
-ROWS = 40
+ROWS = 24
 
 
 def export(run: RunFolder, to: str, reporter: Reporter | None = None, *, folder: Path | None = None, precision: str = "bf16") -> tuple[Path, Parity]:
@@ -88,6 +88,7 @@ def _answers(engine: Engine, prompts: Sequence[list[int]], rows: Sequence[Tokeni
         # Only those that predict the answer: 40 whole rows of a vocabulary of 49,152 would be gigabytes.
         first = row.trained.index(True) - 1
         found: torch.Tensor = engine.model(input_ids=torch.tensor([row.token_ids], device=engine.device), use_cache=False).logits[0, first:-1]
-        return found.float().cpu()
+        # A copy: a slice would keep the logits of the whole row alive.
+        return found.to("cpu", torch.float32, copy=True)
 
     return parity.answers_of(logits, lambda asked: engine.answer(list(asked), max_new_tokens=max_new_tokens), prompts, rows)
