@@ -3,8 +3,9 @@
 from luthier.models.facts import ModelFacts
 from luthier.plan.memory import body_parameters
 
-# Share of the rate of bare matrix products that a whole update reaches (measured on SmolLM2-135M, 2 CPU cores: 0.38 to 0.47).
-EFFICIENCY = 0.45
+# Share of the probe's rate that a whole update reaches: 0.45 with 1,000 tokens an update, 0.23 in `luthier demo` (330 tokens an update)
+# (2 cores with bf16 units, 2026-11-22).
+EFFICIENCY = 0.36
 
 
 def executed_tokens(row_tokens: int, rows: int, updates: int, prefix_tokens: int) -> int:
