@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from luthier.errors import RunError
 
 # An fsync that the file system does not offer is no loss; a full or broken disk is.
 NO_FSYNC = {errno.EINVAL, errno.EPERM, errno.ENOTSUP}
+CANNOT_BE_MADE = {errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO}
 
 
 def sync(path: Path) -> None:
@@ -45,10 +47,15 @@ def readable_errors(path: Path) -> Iterator[None]:
                 where=where,
                 next_step="free some space or set output_dir (for the cache: LUTHIER_HOME) to another disk",
             ) from error
+        elsewhere = "choose another output_dir (for the cache: LUTHIER_HOME)"
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise RunError("not writable", where=where, next_step="choose another output_dir, or mend its rights") from error
+            raise RunError("not writable", where=where, next_step=f"{elsewhere}, or mend its rights") from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise RunError("a file stands where a folder is needed", where=where, next_step="move it, or choose another name") from error
+        if error.errno in CANNOT_BE_MADE:
+            raise RunError(
+                f"cannot be written ({error.strerror})", where=where, next_step="choose another output_dir (for the cache: LUTHIER_HOME)"
+            ) from error
         raise
 
 
@@ -163,6 +170,6 @@ def home() -> Path:
     """The cache folder: LUTHIER_HOME, else the platform's own place for caches."""
     if chosen := os.environ.get("LUTHIER_HOME"):
         return Path(chosen).expanduser()
-    if os.uname().sysname == "Darwin":
+    if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "luthier"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "luthier"

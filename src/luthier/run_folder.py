@@ -162,7 +162,7 @@ def create(output_dir: Path, title: str) -> RunFolder:
                 continue
             raise
         for part in ("data", "checkpoints"):
-            (path / part).mkdir()
+            files.make_folder(path / part)
         return RunFolder(path)
     raise RunError("a thousand runs began in this minute", where=str(output_dir), next_step="wait a minute")
 

@@ -117,7 +117,7 @@ def test_where_the_fast_path_is_wrong_the_engine_goes_on_plainly_and_says_why(en
     [
         ("sliding_window", 64, "sliding window"),
         ("layer_types", ["sliding_attention", "full_attention"], "sliding_attention"),
-        ("attention_dropout", 0.1, "drops"),
+        ("attention_dropout", 0.1, "is dropped"),
     ],
 )
 def test_models_whose_attention_is_another_run_plainly(tiny_model, name: str, value: object, words: str) -> None:  # type: ignore[no-untyped-def]
@@ -127,3 +127,44 @@ def test_models_whose_attention_is_another_run_plainly(tiny_model, name: str, va
     setattr(model.config, name, value)
     engine = Engine(adapters.add_lora(model, 4, 8.0, 0.0, "all-linear", False, 0), load.load_tokenizer(tiny_model))
     assert words in engine.plain_reason
+
+
+def test_two_updates_worth_of_gradients_add_up(engine: Engine) -> None:
+    first, second = ragged(seed=1, rows=4, prefix=20), ragged(seed=2, rows=4)
+    apart = []
+    for examples in (first, second):
+        engine.forward_backward(examples)
+        apart.append(gradients(engine))
+    engine.forward_backward(first)
+    engine.forward_backward(second)
+    assert furthest(gradients(engine), {name: apart[0][name] + apart[1][name] for name in apart[0]}) < EXACT
+
+
+def test_nothing_is_shared_beside_dropout(tiny_model) -> None:  # type: ignore[no-untyped-def]
+    from luthier.models import adapters, load
+
+    model = adapters.add_lora(load.load_model(tiny_model, "fp32", "cpu"), 4, 8.0, 0.1, "all-linear", False, 0)
+    assert not Engine(model, load.load_tokenizer(tiny_model)).share_prefixes
+
+
+def test_an_answer_ends_inside_the_context_and_a_prompt_must_leave_room(engine: Engine) -> None:
+    from luthier.errors import DataError
+
+    assert engine._room_for(510, 100) == 2
+    with pytest.raises(DataError, match=r"the prompt has 512 tokens and the model's context 512"):
+        engine.answer([[5] * 512], max_new_tokens=3)
+
+
+def test_a_head_with_a_bias_and_an_attention_that_cannot_be_replaced_run_plainly(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    from transformers import FalconConfig, FalconForCausalLM, PhiConfig, PhiForCausalLM
+
+    sizes = {"vocab_size": 500, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    phi = PhiForCausalLM(PhiConfig(**sizes, intermediate_size=64)).eval()
+    falcon = FalconForCausalLM(FalconConfig(**sizes)).eval()
+    tokenizer = object()
+    assert "head" in Engine(phi, tokenizer).plain_reason
+    engine = Engine(falcon, tokenizer)
+    examples = ragged(seed=3, rows=4)
+    alone = sum(engine.held_out_loss([example]) * example.trained_tokens for example in examples)
+    assert engine.held_out_loss(examples) == pytest.approx(alone / sum(example.trained_tokens for example in examples), rel=1e-5)
+    assert "attention" in engine.plain_reason

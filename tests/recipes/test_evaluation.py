@@ -11,7 +11,7 @@ from luthier.config.load import load_config, settings_to_yaml
 from luthier.data.tokenize import prompt_ids
 from luthier.engine import opening
 from luthier.errors import DataError, RunError
-from luthier.evaluate.questions import with_examples
+from luthier.evaluate.questions import spread, with_examples
 from luthier.recipes import evaluation
 from luthier.records import Turn
 from luthier.reporting import Silent
@@ -77,8 +77,13 @@ def test_the_base_is_also_asked_with_examples(copied: RunFolder, tiny_model: Pat
     assert list(scorecard.models) == ["base", "base_2shot", "tuned"]
     samples = [json.loads(line) for line in copied.samples.read_text(encoding="utf-8").splitlines()]
     config = load_config(copied.config)
-    examples = evaluation.prepare.load_rows(config.settings.data, config.file.parent, 0).train[:2]
-    expected = bare_answers(tiny_model, [with_examples(turns, examples) for turns in asked(copied)], longest_answer(copied))
+    rows = evaluation.prepare.load_rows(config.settings.data, config.file.parent, 0).train
+    examples = spread(rows, 2)
+    # No row is shown its own answer.
+    shown = [[example for example in examples if example.turns[:-1] != tuple(turns)] for turns in asked(copied)]
+    assert sorted({len(one) for one in shown}) == [1, 2]
+    prompts = [with_examples(turns, one) for turns, one in zip(asked(copied), shown, strict=True)]
+    expected = bare_answers(tiny_model, prompts, longest_answer(copied))
     assert [sample["answers"]["base_2shot"] for sample in samples] == expected[: len(samples)]
     assert [sample["answers"]["base"] for sample in samples] != expected[: len(samples)]
 

@@ -46,3 +46,16 @@ def test_more_rows_in_an_update_than_there_are_begin_the_next_epoch() -> None:
 )
 def test_how_many_examples_a_run_sees(epochs: float, max_steps: int | None, seen: int) -> None:
     assert order.examples_of_run(10, 4, epochs, max_steps) == seen
+
+
+@pytest.mark.parametrize(("rows", "epochs", "batch_size"), [(7, 1.2, 4), (33, 0.5, 4), (101, 0.1, 5), (3, 0.1, 4), (896, 1, 4), (10, 3, 4)])
+def test_the_plan_and_the_loop_agree_on_the_last_update(rows: int, epochs: float, batch_size: int) -> None:
+    from luthier.config.settings import Settings
+    from luthier.plan.choose import count_updates
+
+    tree = {"model": "m", "data": {"train": "x"}, "training": {"batch_size": batch_size, "num_train_epochs": epochs}}
+    updates = count_updates(Settings.model_validate(tree), rows)
+    seen = order.examples_of_run(rows, batch_size, epochs, None)
+    dealt = [order.update_rows(rows, batch_size, 0, update, seen) for update in range(updates)]
+    assert all(dealt)
+    assert sum(map(len, dealt)) == seen

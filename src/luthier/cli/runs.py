@@ -46,7 +46,7 @@ def show(name: Name, output_dir: Folder = RUNS, as_json: Json = False) -> None:
         return
     terminal = Terminal()
     for key, value in summary.items():
-        terminal.say(f"{key:<8} {value}")
+        terminal.say(f"{key:<10} {value}")
     if run.scorecard.exists():
         terminal.scorecard(run.read_scorecard())
 
@@ -72,7 +72,7 @@ def _summary(run: RunFolder) -> dict[str, object]:
     return {
         "name": run.name,
         "path": str(run.path),
-        "state": "finished" if run.adapter.is_dir() else "stopped",
+        "state": "finished" if run.adapter.is_dir() else "not finished",
         "steps": steps[-1]["step"] if steps else 0,
         "loss": round(steps[-1]["loss"], 4) if steps else None,
         "megabytes": round(files.folder_bytes(run.path) / 1e6, 1),

@@ -177,6 +177,10 @@ def _multiply_batch(training: dict[str, Any], places: dict[str, str], notes: lis
     if not given:
         return
     where = places[f"training.{given[0]}"]
+    if places.get("training.batch_size", "").startswith("command line") and not where.startswith("command line"):
+        for name in given:
+            del training[name], places[f"training.{name}"]
+        return
     if "batch_size" in training:
         raise ConfigError(f"batch_size and {given[0]} both say how large an update is", where=where, next_step="keep one of the two")
     factors = {name: training.pop(name, names.TRAINER_DEFAULT[name]) for name in names.BATCH}
@@ -212,6 +216,8 @@ def _move(tree: dict[str, Any], training: dict[str, Any], name: str, places: dic
         target = target.setdefault(section, {})
         if not isinstance(target, dict):
             return  # not a section: said when the tree is checked
+    if key in target and places.get(move.to, "").startswith("command line") and not where.startswith("command line"):
+        return  # what is given in the call replaces what the file says, whatever it is called there
     if key in target and target[key] != value:
         raise ConfigError(f"training.{name} is {value!r} and {move.to} is {target[key]!r}", where=where, next_step="keep one of the two")
     target[key] = value

@@ -91,6 +91,10 @@ MOVES = {
     "gradient_checkpointing": Move("", _only((False,), "recomputing activations does not exist here; nearest: training.micro_batch_tokens: 1024")),
     "per_device_eval_batch_size": Move("", lambda _: None),
     "overwrite_output_dir": Move("", _only((False,), "a run never overwrites another: leave it out, each run makes its own folder")),
+    "dataloader_num_workers": Move("", lambda _: None),
+    "dataloader_pin_memory": Move("", lambda _: None),
+    "tf32": Move("", _only((False,), "tf32 does not exist here; nearest: training.precision: bf16")),
+    "torch_compile": Move("", _only((False,), "compilation does not exist here; leave it out")),
     "load_best_model_at_end": Move("", _absent(f"the last weights are kept; nearest: {HELD_OUT_LOSS}")),
     "metric_for_best_model": Move("", _absent(f"no checkpoint is chosen by a metric; nearest: {HELD_OUT_LOSS}")),
     "greater_is_better": Move("", _absent(f"no checkpoint is chosen by a metric; nearest: {HELD_OUT_LOSS}")),
@@ -112,6 +116,8 @@ NOT_IN_THIS_VERSION = {
 }
 # Said to the user because the value itself is gone, not only its spelling.
 NO_EFFECT = {
+    "dataloader_num_workers": "rows are tokenized before the training begins",
+    "dataloader_pin_memory": "rows are tokenized before the training begins",
     "per_device_eval_batch_size": "evaluation cuts its own batches; the result does not depend on it",
     "group_by_length": "the engine never pads, so rows need no grouping",
     "packing": "the engine never pads and never lets rows see each other",

@@ -18,6 +18,7 @@ from luthier.data import formats
 from luthier.data import tokenize as tokens
 from luthier.engine import attention, generate, lora, reference, update
 from luthier.engine.batches import lay_out
+from luthier.engine.probe import best_device
 from luthier.errors import DataError, LuthierError
 from luthier.files import make_folder
 from luthier.models import adapters, find, load
@@ -45,7 +46,10 @@ class Engine:
         max_grad_norm: float = 1.0,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.share_prefixes, self.micro_batch_tokens, self.max_grad_norm = share_prefixes, micro_batch_tokens, max_grad_norm
+        self.micro_batch_tokens, self.max_grad_norm = micro_batch_tokens, max_grad_norm
+        # A shared prefix has one dropout mask for all rows, which is another estimator: beside dropout nothing is shared.
+        dropout = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+        self.share_prefixes = share_prefixes and not dropout
         self.plain_reason = ""  # why the fast path is not used; "" when it is
         self._adam_settings: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0} | (adam or {})
         self._adam: torch.optim.AdamW | None = None
@@ -54,12 +58,19 @@ class Engine:
 
     @classmethod
     def open(
-        cls, model: str, *, lora: dict[str, Any] | None = None, adapter: str | None = None, seed: int = 0, precision: Precision = "fp32"
+        cls,
+        model: str,
+        *,
+        lora: dict[str, Any] | None = None,
+        adapter: str | None = None,
+        seed: int = 0,
+        precision: Precision = "fp32",
+        device: str = "auto",
     ) -> "Engine":
         """Load a model by its catalog name, hub id or folder, with a new LoRA adapter (`lora`: PEFT's names) or a trained one."""
         folder = find.find(model, Silent())
         tokenizer = load.load_tokenizer(folder)
-        loaded = load.load_model(folder, precision, "cpu")
+        loaded = load.load_model(folder, precision, best_device() if device == "auto" else device)
         if adapter is not None:
             loaded = adapters.load_adapter(loaded, Path(adapter), trainable=True)
         elif lora is not None:
@@ -109,7 +120,7 @@ class Engine:
         total = trained_tokens = 0.0
         for start in range(0, len(examples), EVALUATION_BATCH):
             batch = examples[start : start + EVALUATION_BATCH]
-            step = lay_out(batch, micro_batch_tokens=self.micro_batch_tokens, share_prefixes=not self.plain_reason)
+            step = lay_out(batch, micro_batch_tokens=self.micro_batch_tokens, share_prefixes=self.share_prefixes and not self.plain_reason)
             total += self._plain_loss(batch) if self.plain_reason else update.loss(self.model, step)
             trained_tokens += step.trained_tokens
         self.model.train(training)
@@ -121,6 +132,7 @@ class Engine:
 
     def answer(self, prompts_ids: list[list[int]], *, max_new_tokens: int, on_answers: Callable[[int], None] = lambda answers: None) -> list[str]:
         """Greedy answers to many prompts."""
+        max_new_tokens = self._room_for(max(map(len, prompts_ids), default=0), max_new_tokens)
         training = self.model.training
         self.model.eval()
         decode = reference.answer if self.plain_reason else generate.answer
@@ -132,11 +144,23 @@ class Engine:
         """The answer to a conversation, piece by piece, as it is made."""
         self.model.eval()
         prompt = tokens.prompt_ids(turns, self.tokenizer)
+        max_new_tokens = self._room_for(len(prompt), max_new_tokens)
         if self.plain_reason:
             ids = reference.answer(self.model, [prompt], stop_ids=self.stop_ids, max_new_tokens=max_new_tokens)[0]
             yield self.tokenizer.decode(ids, skip_special_tokens=True)
             return
         yield from self._pieces(generate.stream(self.model, prompt, stop_ids=self.stop_ids, max_new_tokens=max_new_tokens))
+
+    def _room_for(self, prompt_tokens: int, max_new_tokens: int) -> int:
+        """How many tokens an answer may have, so that it ends inside the model's context."""
+        context = getattr(update.causal_model(self.model).config, "max_position_embeddings", None) or prompt_tokens + max_new_tokens
+        if prompt_tokens >= context:
+            raise DataError(
+                f"the prompt has {prompt_tokens:,} tokens and the model's context {context:,}: there is no room for an answer",
+                where="prompt",
+                next_step="shorten it, or begin a new conversation",
+            )
+        return int(min(max_new_tokens, context - prompt_tokens))
 
     def _pieces(self, new_ids: Iterator[int]) -> Iterator[str]:
         """Text as it grows; a character that is not whole yet waits for its last byte."""
@@ -185,11 +209,14 @@ class Engine:
         return {token for token in [*listed, self.tokenizer.eos_token_id] if token is not None}
 
     def _enter_fast_path(self) -> None:
-        config = update.causal_model(self.model).config
-        if reason := fast_path_hindrance(config):
-            self.plain_reason = reason
+        model = update.causal_model(self.model)
+        self.plain_reason = fast_path_hindrance(model)
+        if self.plain_reason:
             return
-        update.causal_model(self.model).set_attn_implementation(attention.NAME)
+        model.set_attn_implementation(attention.NAME)
+        if model.config._attn_implementation != attention.NAME:
+            self.plain_reason = "its attention cannot be replaced"
+            return
         self._give_back = lora.install(self.model)
 
     def check(self, example: TokenizedExample) -> float:
@@ -219,13 +246,32 @@ class Engine:
             raise LuthierError("nothing in this model is trained", where="engine", next_step="open it with lora={'r': 16}")
 
 
-def fast_path_hindrance(config: Any) -> str:
-    """Why the fast attention would be wrong for this model, or ""."""
+HINDRANCES = {
+    # name in the config          what it means
+    "attention_dropout": "part of the attention is dropped while it trains",
+    "attn_pdrop": "part of the attention is dropped while it trains",
+    "attention_probs_dropout_prob": "part of the attention is dropped while it trains",
+    "attn_logit_softcapping": "its attention is capped",
+    "final_logit_softcapping": "its logits are capped",
+    "v_head_dim": "its values have another width than its keys",
+}
+
+
+def fast_path_hindrance(model: Any) -> str:
+    """Why the fast path would be wrong for this causal language model, or ""."""
+    config = model.config
+    for name, what in HINDRANCES.items():
+        if getattr(config, name, None):
+            return f"{what} ({name}: {getattr(config, name)})"
+    for name in ("logits_scaling", "logit_scale"):
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            return f"its logits are scaled ({name}: {getattr(config, name)})"
+    head = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear or head.bias is not None:
+        return "its head is not one plain matrix"
     kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
     if kinds:
         return f"its layers use {', '.join(sorted(kinds))}"
-    if getattr(config, "attention_dropout", 0):
-        return f"it drops {config.attention_dropout:.0%} of the attention while training"
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return f"it attends in a sliding window of {config.sliding_window} tokens"
     return ""

@@ -23,7 +23,7 @@ def answer(
 
     The same prompts in the same order give the same answers on one machine; order and batch may turn the last bit of bf16.
     """
-    shared = min(common_prefix(prompts), min(map(len, prompts)) - 1) if len(prompts) > 1 else 0
+    shared = max(0, min(common_prefix(prompts), min(map(len, prompts)) - 1)) if len(prompts) > 1 else 0
     prefix = _prefix(model, prompts[0][:shared]) if shared else {}
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers: list[list[int]] = [[] for _ in prompts]

@@ -37,7 +37,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
-        return ctx.saved_tensors[0] * grads[0].to(ctx.saved_tensors[0].dtype), None, None
+        return ctx.saved_tensors[0] * grads[0], None, None  # a number beside a tensor keeps its own digits
 
 
 def loss_sum(hidden_ND: Float[Tensor, "N D"], weight_VD: Float[Tensor, "V D"], targets_N: Int[Tensor, "N"]) -> Float[Tensor, ""]:

@@ -74,9 +74,7 @@ def device_of(settings: Settings) -> str:
         return best_device()
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[settings.device]
     if not there:
-        raise ConfigError(
-            f"device: {settings.device} is not on this machine, or this torch cannot see it", where="device", next_step="luthier doctor"
-        )
+        raise ConfigError(f"{settings.device} is not on this machine, or this torch cannot see it", where="device", next_step="luthier doctor")
     return settings.device
 
 
@@ -85,8 +83,7 @@ def _engine(model: Any, tokenizer: Any, settings: Settings) -> Engine:
     return Engine(
         model,
         tokenizer,
-        # A shared prefix has one dropout mask for all rows, which is another estimator: beside dropout nothing is shared.
-        share_prefixes=training.share_prefixes and not settings.lora.lora_dropout,
+        share_prefixes=training.share_prefixes,
         micro_batch_tokens=training.micro_batch_tokens,
         adam={"betas": (training.adam_beta1, training.adam_beta2), "eps": training.adam_epsilon, "weight_decay": training.weight_decay},
         max_grad_norm=training.max_grad_norm,

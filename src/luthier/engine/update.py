@@ -11,7 +11,7 @@ from luthier.engine.batches import Document, Step
 
 
 def forward_backward(model: Any, step: Step) -> float:
-    """Mean loss over the trained tokens of the update; gradients of that mean are left in the parameters (which had none).
+    """Mean loss over the trained tokens of the update; gradients of that mean are added to the parameters.
 
     The prefix's keys and values are leaves: every micro-batch adds to their gradient, in fp32, and one backward pass
     through the prefix ends the update. Exact: the parameters do not change within an update.
@@ -21,12 +21,9 @@ def forward_backward(model: Any, step: Step) -> float:
     total = torch.zeros((), dtype=torch.float32)
     for documents in step.micro_batches:
         loss = _micro_batch_loss(model, documents, leaves, len(step.prefix))
-        loss.backward()
+        (loss / step.trained_tokens).backward()
         total += loss.detach().cpu()
     _finish_prefix(recorded, leaves)
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            parameter.grad /= step.trained_tokens
     return float(total) / step.trained_tokens
 
 

@@ -14,3 +14,14 @@ def with_examples(question: Sequence[Turn], examples: Sequence[Conversation]) ->
     system = [turn for turn in question if turn.role == "system"]
     asked = [turn for turn in question if turn.role != "system"]
     return [*system, *(turn for example in examples for turn in example.turns if turn.role != "system"), *asked]
+
+
+def spread(rows: Sequence[Conversation], count: int) -> list[Conversation]:
+    """`count` rows at even distances among those with the longer half of the answers; all of them where they are no more.
+
+    Short answers are often fragments, and a prompt full of fragments would be no fair baseline.
+    """
+    middle = sorted(len(row.answer) for row in rows)[len(rows) // 2]
+    full = [row for row in rows if len(row.answer) >= middle]
+    chosen = full if len(full) >= count else list(rows)
+    return chosen[:: max(1, len(chosen) // count)][:count]

@@ -172,7 +172,7 @@ def count_updates(settings: Settings, train_rows: int) -> int:
     """Updates of the run: max_steps, or all passes over the rows laid end to end and cut into batches."""
     training = settings.training
     assert training.batch_size != "auto"
-    return training.max_steps or max(1, math.ceil(train_rows * training.num_train_epochs / training.batch_size))
+    return training.max_steps or max(1, math.ceil(max(1, round(train_rows * training.num_train_epochs)) / training.batch_size))
 
 
 def cheapest_change(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape) -> str:

@@ -41,10 +41,10 @@ def evaluate(run: RunFolder, reporter: Reporter | None = None, *, data: str | No
     engine = engine or opening.open_trained(run, reporter)
 
     base_rows = rows[: asked.base_rows]
+    examples = _examples(run, asked.shots, engine, reporter) if asked.shots else []
     with opening.as_base(engine):
         columns = [Column("base", _ask(engine, base_rows, [], asked, "base", reporter))]
-        if asked.shots:
-            examples = _examples(run, asked.shots, engine, reporter)
+        if examples:
             name = f"base_{len(examples)}shot"
             columns.append(Column(name, _ask(engine, base_rows, examples, asked, f"base with {len(examples)} examples", reporter)))
     columns.append(Column("tuned", _ask(engine, rows, [], asked, "tuned", reporter)))
@@ -81,14 +81,14 @@ def _rows_of(file: str, reporter: Reporter) -> list[Conversation]:
 
 
 def _examples(run: RunFolder, shots: int, engine: Engine, reporter: Reporter) -> list[Conversation]:
-    """Rows that were trained, as examples for the prompt: taken at even distances, so that they are of every kind."""
+    """Rows that were trained, as examples for the prompt."""
     config = load_config(run.config)
     data = config.settings.data
     read = prepare.load_rows(data, config.file.parent, config.settings.seed)
     rows = prepare.tokenize_rows(read, engine.tokenizer, int(data.max_length), data.too_long).rows.train
     if len(rows) < shots:
         reporter.say(f"evaluation.shots is {shots} and there are {len(rows)} training rows: the base is shown {len(rows)}")
-    return rows[:: max(1, len(rows) // shots)][:shots]
+    return questions.spread(rows, shots)
 
 
 def _ask(
@@ -100,7 +100,9 @@ def _ask(
 
 
 def _prompt(row: Conversation, examples: Sequence[Conversation], engine: Engine) -> list[int]:
-    turns = questions.with_examples(row.prompt, examples) if examples else row.prompt
+    # Where training rows are asked, none is shown its own answer.
+    others = [example for example in examples if example.turns != row.turns]
+    turns = questions.with_examples(row.prompt, others) if others else row.prompt
     try:
         return prompt_ids(turns, engine.tokenizer)
     except ValueError as error:

@@ -20,6 +20,7 @@ from luthier.run_folder import RunFolder
 
 TARGETS = ("adapter", "merged")
 ROWS = 24
+MOST_LOGITS = 64  # of a row: 24 rows of 64 times 49,152 words are 300 MB
 
 
 def export(run: RunFolder, to: str, reporter: Reporter | None = None, *, folder: Path | None = None, precision: str = "bf16") -> tuple[Path, Parity]:
@@ -45,7 +46,7 @@ def export(run: RunFolder, to: str, reporter: Reporter | None = None, *, folder:
         bar.advance(1)
         if to == "merged":
             merged.write_merged(trained, target, precision)
-            exported = opening.open_model(str(target), reporter, "fp32", config.settings.device)
+            exported = opening.open_model(str(target.resolve()), reporter, "fp32", config.settings.device)
         else:
             merged.write_adapter(trained, target, config.settings.model)
             exported = opening.open_trained(run, reporter, "fp32", adapter=target)
@@ -86,7 +87,7 @@ def _answers(engine: Engine, prompts: Sequence[list[int]], rows: Sequence[Tokeni
     @torch.no_grad()
     def logits(row: TokenizedExample) -> torch.Tensor:
         # Only those that predict the answer: 40 whole rows of a vocabulary of 49,152 would be gigabytes.
-        first = row.trained.index(True) - 1
+        first = max(row.trained.index(True) - 1, len(row.token_ids) - 1 - MOST_LOGITS)
         found: torch.Tensor = engine.model(input_ids=torch.tensor([row.token_ids], device=engine.device), use_cache=False).logits[0, first:-1]
         # A copy: a slice would keep the logits of the whole row alive.
         return found.to("cpu", torch.float32, copy=True)

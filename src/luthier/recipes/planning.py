@@ -15,6 +15,8 @@ def make_plan(config: Config, reporter: Reporter | None = None) -> Plan:
     reporter = reporter or Silent()
     settings = config.settings
     rows = prepare.load_rows(settings.data, config.file.parent, settings.seed)
+    for note in rows.notes:
+        reporter.say(note)
     here = machine.stored_machine(files.home()) or machine.this_machine_without_torch()
     card = catalog.card(settings.model)
     model_facts: ModelFacts = card.facts if card else facts.from_folder(find.find(settings.model, reporter, config.file.parent))

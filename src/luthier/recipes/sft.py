@@ -162,8 +162,8 @@ def _train(run: RunFolder, engine: Engine, prepared: Prepared, plan: Plan, repor
         watchers = [
             run.add_step,
             _teller(bar, reporter, course.updates, training.logging_steps),
-            _evaluator(run, engine, prepared, settings, course.updates, reporter),
             _saver(save, settings, len(prepared.train), course.updates),
+            _evaluator(run, engine, prepared, settings, course.updates, reporter),
         ]
         done = loop.fit(engine, prepared.train, course, watchers, stop, done=place.step)
     if done < course.updates:
@@ -185,15 +185,16 @@ def _restore(run: RunFolder, engine: Engine, expected: Place, reporter: Reporter
 
 def _teller(bar: Bar, reporter: Reporter, updates: int, every: int) -> loop.Watcher:
     """Moves the bar at every update and prints a line now and then."""
-    seen = {"tokens": 0, "seconds": 0.0}
+    seen = {"updates": 0, "tokens": 0, "seconds": 0.0}
 
     def tell(report: StepReport) -> None:
+        seen["updates"] += 1
         seen["tokens"] += report.logical_tokens
         seen["seconds"] += report.seconds
         rate = seen["tokens"] / seen["seconds"]
         bar.advance(report.step, f"loss {report.loss:.3f}  {rate:,.0f} tokens/s")
         if report.step % every == 0 or report.step == updates:
-            left = (updates - report.step) * report.seconds
+            left = (updates - report.step) * seen["seconds"] / seen["updates"]
             place = f"step {report.step}/{updates}"
             reporter.say(f"{place}  loss {report.loss:.4f}  rate {report.learning_rate:.2e}  {rate:,.0f} tokens/s  about {left:.0f} s left")
 
@@ -207,7 +208,7 @@ def _saver(save: Any, settings: Settings, rows: int, updates: int) -> loop.Watch
     def due(step: int) -> bool:
         if training.save_strategy == "epoch":
             return step == updates or step * batch_size // rows > (step - 1) * batch_size // rows
-        return training.save_strategy == "steps" and step % training.save_steps == 0
+        return training.save_strategy == "steps" and (step == updates or step % training.save_steps == 0)
 
     def watch(report: StepReport) -> None:
         if due(report.step):

@@ -39,7 +39,9 @@ def save(run: RunFolder, engine: Engine, place: Place, keep: int) -> Path:
         files.write_json(folder / "manifest.json", {path.name: files.sha256(path) for path in sorted(folder.iterdir())})
 
     path = files.build_folder(run.checkpoints / f"step-{place.step:06d}", fill)
-    for old in list_checkpoints(run)[:-keep]:
+    # Only what came before: a damaged one of a later step, which this run has left behind, must not push good ones out.
+    before = [old for old in list_checkpoints(run) if int(old.name.removeprefix("step-")) <= place.step]
+    for old in before[:-keep]:
         files.remove_folder(old)
     return path
 
@@ -123,4 +125,6 @@ def _restore_moments(engine: Engine, stored: dict[str, torch.Tensor]) -> None:
     for name, parameter in _trained(engine):
         keys = ("step", "exp_avg", "exp_avg_sq")
         if f"{name}/step" in stored:
-            engine.adam.state[parameter] = {key: stored[f"{name}/{key}"] for key in keys}
+            # AdamW keeps its count of steps on the CPU, the moments beside the weights.
+            moments = {key: stored[f"{name}/{key}"] for key in keys}
+            engine.adam.state[parameter] = {key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()}

@@ -24,6 +24,8 @@ def read_question(row: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def main() -> None:
+    if not (PROJECT / "models" / "adapter").is_dir():
+        sys.exit("there is no adapter yet. Try: python scripts/train.py")
     lines = (PROJECT / "data" / "test.jsonl").read_text(encoding="utf-8").split("\n")
     questions = [read_question(json.loads(line)) for line in lines if line.strip()]
     if len(sys.argv) > 1:
