@@ -8,14 +8,9 @@ def row(number: int, length: int) -> Conversation:
     return Conversation((Turn("user", f"question {number}"), Turn("assistant", "x" * length)), Source("rows", number))
 
 
-def test_examples_are_spread_and_no_fragments() -> None:
-    rows = [row(number, 5 if number % 3 == 0 else 40) for number in range(30)]
-    chosen = spread(rows, 5)
-    assert [len(one.answer) for one in chosen] == [40] * 5
-    places = [one.source.line for one in chosen]
-    assert places == sorted(places)
-    assert places[0] < 5
-    assert places[-1] > 20
+def test_examples_are_spread() -> None:
+    places = [one.source.line for one in spread([row(number, 5) for number in range(32)], 5)]
+    assert places == [0, 6, 12, 18, 24]
 
 
 def test_few_rows_are_all_shown() -> None:
