@@ -151,6 +151,12 @@ def tokenize_rows(rows: Rows, tokenizer: Any, max_length: int, too_long: str) ->
     return Prepared(train, held_out, left, books)
 
 
+def trained_rows(settings: DataSettings, base: Path, seed: int, tokenizer: Any) -> list[Conversation]:
+    """The rows that a finished run was trained on, read again from its resolved settings (`max_length` is a number there)."""
+    rows = load_rows(settings, base, seed)
+    return tokenize_rows(rows, tokenizer, int(settings.max_length), settings.too_long).rows.train
+
+
 def write_ledger(run: RunFolder, prepared: Prepared) -> None:
     """Keep the books, the rows that were set aside (verbatim) and the held-out rows in the run folder."""
     ledger.write(run, prepared.ledger, prepared.rows.rejected, prepared.rows.held_out)

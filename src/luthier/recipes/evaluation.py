@@ -83,9 +83,7 @@ def _rows_of(file: str, reporter: Reporter) -> list[Conversation]:
 def _examples(run: RunFolder, shots: int, engine: Engine, reporter: Reporter) -> list[Conversation]:
     """Rows that were trained, as examples for the prompt."""
     config = load_config(run.config)
-    data = config.settings.data
-    read = prepare.load_rows(data, config.file.parent, config.settings.seed)
-    rows = prepare.tokenize_rows(read, engine.tokenizer, int(data.max_length), data.too_long).rows.train
+    rows = prepare.trained_rows(config.settings.data, config.file.parent, config.settings.seed, engine.tokenizer)
     if len(rows) < shots:
         reporter.say(f"evaluation.shots is {shots} and there are {len(rows)} training rows: the base is shown {len(rows)}")
     return questions.spread(rows, shots)

@@ -72,9 +72,7 @@ def _rows(run: RunFolder, config: Config, tokenizer: Any) -> list[Conversation]:
     """Rows to compare on: held out where there are some, else those that were trained."""
     rows = ledger.read_held_out(run)
     if not rows:
-        data = config.settings.data
-        read = prepare.load_rows(data, config.file.parent, config.settings.seed)
-        rows = prepare.tokenize_rows(read, tokenizer, int(data.max_length), data.too_long).rows.train
+        rows = prepare.trained_rows(config.settings.data, config.file.parent, config.settings.seed, tokenizer)
     return rows[: min(ROWS, config.settings.evaluation.max_rows or ROWS)]
 
 
