@@ -6,6 +6,7 @@ luthier_home    an empty cache folder for one test
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,14 @@ SENTENCES = [
     "A luthier builds and tunes instruments; the guitar answers the same after it was carried across the street.",
     "The quick brown fox jumps over the lazy dog while 12 boxing wizards jump quickly, and nothing was lost.",
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test writes into the cache of whoever runs it."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("LUTHIER_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

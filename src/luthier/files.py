@@ -9,12 +9,12 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from luthier.errors import RunError
+from luthier.errors import CallError, RunError
 
 # An fsync that the file system does not offer is no loss; a full or broken disk is.
 NO_FSYNC = {errno.EINVAL, errno.EPERM, errno.ENOTSUP}
@@ -59,6 +59,12 @@ def readable_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def refuse_existing(path: Path) -> None:
+    """Raises CallError where something stands at `path` already (but for an empty folder): a file of the user's is never overwritten."""
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise CallError("exists already, and nothing is overwritten", where=str(path), next_step="choose another name, or move it away")
+
+
 def existing_parent(path: Path) -> Path:
     """The nearest folder above `path` that exists."""
     while not path.exists():
@@ -74,11 +80,16 @@ def make_folder(path: Path) -> Path:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` with `content`, atomically and durably."""
+    write_pieces(path, [content])
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+    """Replace `path` with the pieces one after the other, atomically and durably, however large the whole is."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with readable_errors(path):
         try:
             with open(temporary, "wb") as file:
-                file.write(content)
+                file.writelines(pieces)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -96,9 +107,9 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_lines(path: Path, rows: list[Any]) -> None:
+def write_lines(path: Path, rows: Iterable[Any]) -> None:
     """One JSON value a line."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_pieces(path, ((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace") for row in rows))
 
 
 def append_line(path: Path, line: str) -> None:

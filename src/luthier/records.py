@@ -1,6 +1,7 @@
 """The records that cross the borders between rooms. Frozen, slotted, and each knows where it came from."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,19 +17,28 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message. `role` is system, user or assistant (or prompt / completion / text where no template is used)."""
+    """One message. `role` is system, user, assistant or tool (or prompt / completion / text where no template is used)."""
 
     role: str
     content: str
+    trained: bool | None = None  # what the row itself says of this message; None leaves it to data.loss_on
+    extra: str = ""  # what else the message holds for the template, as a JSON object: tool_calls, name, tool_call_id, reasoning_content
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One row as turns. `templated` is False where the text is used as it stands (prompt/completion, plain text)."""
+    """One row as turns. `templated` is False where the text is used as it stands (prompt/completion, plain text).
+
+    A preference row has its better answer in `turns` and the worse one in `rejected`; a judged row (KTO) has a `label`.
+    """
 
     turns: tuple[Turn, ...]
     source: Source
     templated: bool = True
+    tools: str = ""  # a JSON list of the tools that the template tells the model of
+    rejected: tuple[Turn, ...] = ()  # the worse answer to the same prompt: what follows the turns that both share
+    label: bool | None = None  # whether the answer is a good one
+    category: str = ""  # a column that sorts the rows, where there is one
 
     @property
     def prompt(self) -> tuple[Turn, ...]:
@@ -42,6 +52,15 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
+class Row:
+    """One row as it was read: its columns, the text it was read from, and its place."""
+
+    value: dict[str, Any]
+    raw: str
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """A row set aside: why (a short name that is counted), the detail, and the row verbatim."""
 
@@ -49,6 +68,7 @@ class Rejected:
     detail: str
     source: Source
     raw: str
+    rows: int = 1  # how many rows as read it stands for: several where a conversation was gathered from them, 0 for a further path of a tree
 
 
 @dataclass(frozen=True, slots=True)

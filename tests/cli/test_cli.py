@@ -18,7 +18,7 @@ from luthier.cli.app import COMMANDS, GROUPS
 from luthier.cli.terminal import Terminal
 from luthier.version import VERSION
 
-VERBS = [(name,) for name in COMMANDS] + [(group, name) for group, (commands, _, _) in GROUPS.items() for name in commands]
+VERBS = [(name,) for name in COMMANDS] + [(*group.split(), name) for group, (commands, _, _) in GROUPS.items() for name in commands]
 
 
 # Says at the end whether torch was loaded.
@@ -42,7 +42,7 @@ def test_every_verb_explains_itself_with_an_example(call: Any, verb: tuple[str, 
 def test_the_overview_names_every_verb(call: Any) -> None:
     outcome = call("--help")
     assert outcome.code == 0
-    assert {*COMMANDS, *GROUPS} <= set(outcome.out.split())
+    assert {*COMMANDS, *(group for group in GROUPS if " " not in group)} <= set(outcome.out.split())
 
 
 def test_the_version(call: Any) -> None:
@@ -57,7 +57,9 @@ WRONG_CALLS = [
     ["train", "a.yaml", "--no-such-option"],
     ["data"],
     ["data", "show", "rows.jsonl", "--row", "0"],
-    ["data", "check", "rows.jsonl", "seed=1"],
+    ["data", "check", "rows.jsonl", "--quick", "--model", "other"],
+    ["data", "clean", "rows.jsonl"],
+    ["data", "clean", "rows.jsonl", "--to", "out.csv"],
     ["data", "check", "luthier.yaml", "--model", "other"],
     ["chat", "last", "--base", "--compare"],
     ["export", "last", "--to", "stone"],
@@ -134,7 +136,7 @@ BROKEN = {
     "no such model": (["plan", "luthier.yaml", "model=smollm"], "", "smollm: is no model of the catalog, no folder and no hub id"),
     "no model to show": (["models", "show", "smollm"], "", "smollm: is no model of the catalog, no folder and no hub id"),
     "nothing cached": (["cache", "clean", "smollm"], "", "smollm: is not in Luthier's cache"),
-    "rows of another kind": (["data", "check", "rows.txt"], "rows.txt", "rows.txt: is a .txt file"),
+    "rows of another kind": (["data", "check", "rows.txt"], "rows.txt", "rows.txt: is empty"),
     "init_from no run": (["train", "luthier.yaml", "init_from=none"], "", "init_from: none is not a run"),
 }
 
@@ -162,7 +164,7 @@ def test_a_row_without_an_answer_is_named_with_its_line(call: Any, settings_file
     rows.write_text('{"prompt": "a", "completion": ""}\n')
     outcome = call("train", settings_file)
     assert outcome.code == 1
-    assert "rows.jsonl:1: empty_answer: turn 2 (completion) has no text" in outcome.err
+    assert 'rows.jsonl:1: empty_answer: completion: is "", so there is nothing to learn' in outcome.err
     assert "luthier: rows.jsonl:1: of 1 rows none is left to train on" in outcome.problem
 
 
@@ -256,14 +258,14 @@ def test_broken_data_stops_before_any_model_is_looked_for(call: Any, settings_fi
     # The model does not exist either: what is told is the data.
     outcome = call(*verb, settings_file, "model=./missing")
     assert outcome.code == 1
-    assert outcome.problem == "luthier: rows.jsonl:1: none of 1 rows can be read"
+    assert outcome.problem.startswith("luthier: rows.jsonl:1: none of the first 1 rows can be read; the first: ")
 
 
 def test_broken_data_is_told_without_torch(tmp_path: Path, settings_file: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("not json\n")
     outcome = in_a_process("plan", settings_file, code=WATCH, folder=tmp_path)
     assert outcome.returncode == 1
-    assert outcome.stderr.startswith("luthier: rows.jsonl:1: none of 1 rows can be read\n")
+    assert outcome.stderr.startswith("luthier: rows.jsonl:1: none of the first 1 rows can be read; the first: ")
     assert outcome.stderr.endswith("torch: False\n")
 
 
@@ -298,7 +300,7 @@ def test_data_check_accounts_for_every_row(call: Any, settings_file: Path) -> No
     assert outcome.code == 0
     assert "rows.jsonl:7: empty_answer: " in outcome.out
     assert "rows: 7 read = 6 to train on + 0 held out + 1 set aside" in outcome.out
-    ledger = call("data", "check", settings_file, "--json").json
+    ledger = call("data", "check", settings_file, "--json").json["ledger"]
     assert {name: ledger["rows"][name] for name in ("read", "used", "rejected")} == {"read": 7, "used": 6, "rejected": {"empty_answer": 1}}
     assert ledger["tokens"]["read"] == sum(ledger["tokens"][part] for part in ("trained", "masked", "cut"))
 
@@ -316,7 +318,7 @@ def test_data_show_marks_what_is_trained_where_there_is_no_color(call: Any, sett
 
 def test_a_row_that_is_not_there_is_told(call: Any, settings_file: Path) -> None:
     outcome = call("data", "show", settings_file, "--row", 99)
-    assert (outcome.code, outcome.problem) == (2, "luthier: --row: there is no training row 99")
+    assert (outcome.code, outcome.problem) == (2, "luthier: --row: there is no training example 99")
 
 
 def test_rows_are_shown_as_they_are(call: Any, settings_file: Path) -> None:

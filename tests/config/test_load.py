@@ -109,7 +109,7 @@ UNKNOWN = {
         "unknown setting 'evaluation.beam_width'",
         "known here: base_rows, every_steps, max_new_tokens",
     ),
-    "1: 2\n": ("luthier.yaml:3", "unknown setting '1'", "known here: data, device"),
+    "1: 2\n": ("luthier.yaml:3", "unknown setting '1'", "known here: checks, data, device"),
 }
 
 
@@ -278,20 +278,47 @@ def test_what_is_of_use_together_is_not_refused(load: Any) -> None:
 WORDS = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1).map(str.strip).filter(lambda text: text and not text.endswith("%"))
 COUNT = st.integers(1, 20)
 SHARE = st.floats(1e-12, 0.99)
+SOURCES = st.fixed_dictionaries({"path": WORDS}, optional={"weight": SHARE, "format": st.just("alpaca"), "columns": st.dictionaries(WORDS, WORDS)})
 VALUES = {
     # setting                       values it takes
     "model": WORDS,
-    "data.train": WORDS | st.lists(WORDS, min_size=1),
+    "data.train": WORDS | st.lists(WORDS | SOURCES, min_size=1),
     "data.eval": WORDS | st.floats(0.01, 100).map(lambda share: f"{share}%"),
-    "data.format": st.sampled_from(["auto", "messages", "text"]),
+    "data.format": st.sampled_from(["auto", "messages", "text", "kto"]),
+    "data.columns": st.dictionaries(WORDS, WORDS),
+    "data.strict": st.booleans(),
+    "data.encoding": WORDS,
+    "data.tree_paths": st.sampled_from(["best", "all"]),
+    "data.reserve_for_generation": st.integers(0, 10**4),
+    "data.loss_on": st.sampled_from(["assistant", "last_assistant", "all"]),
     "data.max_length": st.just("auto") | st.integers(8, 10**6),
-    "data.too_long": st.sampled_from(["error", "drop"]),
+    "data.too_long": st.sampled_from(["error", "drop", "split", "truncate"]),
+    "template": WORDS,
+    "tokenizer.path": st.none() | WORDS,
+    "tokenizer.add_special_tokens": st.lists(WORDS),
+    "checks.off": st.lists(WORDS),
+    "checks.on": st.lists(WORDS),
+    "checks.languages": st.lists(WORDS),
+    "checks.json_schema": st.none() | WORDS,
+    "checks.validator": st.none() | WORDS,
+    "checks.near_duplicate_threshold": SHARE,
+    "checks.semantic_duplicate_threshold": SHARE,
+    "checks.balance_smallest": SHARE,
+    "checks.structure_rare": st.floats(0, 0.49),
+    "checks.diversity_openings": st.floats(1, 100),
+    "checks.domain_description": st.none() | WORDS,
+    "checks.domain_similarity": SHARE,
+    "checks.toxicity_classifier": st.none() | WORDS,
+    "checks.toxicity_threshold": SHARE,
+    "checks.purpose": st.sampled_from([None, "style", "task", "domain", "general"]),
+    "checks.hard_row_deviations": SHARE,
     "method": st.just("lora"),
     "lora.r": COUNT,
     "lora.lora_alpha": SHARE,
     "lora.lora_dropout": SHARE,
     "lora.target_modules": WORDS | st.lists(WORDS, min_size=1),
     "lora.use_rslora": st.booleans(),
+    "lora.modules_to_save": st.lists(WORDS),
     "training.batch_size": st.just("auto") | COUNT,
     "training.num_train_epochs": SHARE,
     "training.max_steps": st.none() | COUNT,
@@ -356,3 +383,28 @@ def test_null_and_conditional_settings_are_written_and_read_again(load: Any, tmp
 def test_rows_alone_are_looked_at_with_all_of_them_to_train_on(tmp_path: Path) -> None:
     config = config_of_rows(tmp_path / "rows.jsonl", "m")
     assert (config.settings.data.train, config.settings.data.eval, config.settings.model) == (str(tmp_path / "rows.jsonl"), None, "m")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("{path: a.jsonl, weigt: 2}", "unknown setting 'weigt' in data.train[1]\n  Try: did you mean weight?"),
+        ("{weight: 2}", "data.train[1] has no path"),
+        ("{path: a.jsonl, weight: -1}", "data.train[1]: weight is -1: should be greater than 0\n  Try: weight: how often"),
+        ("{path: a.jsonl, format: alpacca}", "data.train[1]: format is 'alpacca'"),
+    ],
+)
+def test_a_mistake_in_one_source_is_named_with_its_number(load: Any, source: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(f"data:\n  train:\n    - first.jsonl\n    - {source}\n", head="model: m\n")
+    assert said in str(error.value)
+    assert str(error.value).startswith("luthier.yaml:3: ")
+
+
+def test_columns_are_a_map_in_the_file_and_in_the_call(load: Any) -> None:
+    data = load("data: {train: rows.jsonl, columns: {question: Frage}}\n", head="model: m\n").settings.data
+    assert data.columns == {"question": "Frage"}
+    data = load("data: {train: rows.jsonl}\n", "data.columns={question: Frage, answer: Antwort}", head="model: m\n").settings.data
+    assert data.columns == {"question": "Frage", "answer": "Antwort"}
+    sources = load("data:\n  train:\n    - {path: a.csv, weight: 2.5, columns: {answer: Antwort}}\n", head="model: m\n").settings.data.sources
+    assert (sources[0].weight, sources[0].columns) == (2.5, {"answer": "Antwort"})

@@ -1,29 +1,30 @@
-from luthier.data.dedup import group, without_duplicates, without_held_out
+import numpy as np
+
+from luthier.data import dedup
+from luthier.data.store import digest
 from luthier.records import Conversation, Source, Turn
 
 
-def row(line: int, question: str, answer: str) -> Conversation:
-    return Conversation((Turn("user", question), Turn("assistant", answer)), Source("rows.jsonl", line))
+def digests(*texts: str) -> dedup.Digests:
+    return np.frombuffer(b"".join(digest(text) for text in texts), dtype=np.uint64).reshape(-1, 2)
 
 
-def lines(rows: list[Conversation]) -> list[int]:
-    return [row.source.line for row in rows]
+def test_each_row_points_to_the_first_that_is_equal() -> None:
+    assert dedup.first_of_each(digests("a", "b", "a", "c", "b", "a")).tolist() == [0, 1, 0, 3, 1, 0]
+    assert dedup.first_of_each(digests()).tolist() == []
 
 
-def test_only_exact_repeats_count_within_the_training_rows() -> None:
-    kept, repeated = without_duplicates([row(1, "a", "b"), row(2, "A", "b"), row(3, "a", "b"), row(4, "a", "c"), row(5, "a", "b")])
-    assert lines(kept) == [1, 2, 4]
-    assert [(later.source.line, first.source.line) for later, first in repeated] == [(3, 1), (5, 1)]
+def test_halves_that_are_equal_are_not_equal_rows() -> None:
+    rows = np.asarray([[1, 2], [2, 1], [1, 3], [1, 2]], dtype=np.uint64)
+    assert dedup.first_of_each(rows).tolist() == [0, 1, 2, 0]
 
 
-def test_a_held_out_row_leaves_training_whatever_its_case_and_spaces() -> None:
-    kept, shared = without_held_out([row(1, "What  is\nit?", "A"), row(2, "What is it?", "B")], [row(9, "what is it?", "a")])
-    assert lines(kept) == [2]
-    assert [(mine.source.line, twin.source.line) for mine, twin in shared] == [(1, 9)]
+def test_twins_are_looked_for_among_the_others_only() -> None:
+    assert dedup.twins(digests("x", "y", "x"), digests("a", "y", "y")).tolist() == [-1, 1, -1]
 
 
-def test_rows_that_ask_the_same_are_one_group() -> None:
-    assert group(row(1, "Who?", "me")) == group(row(2, " who? ", "you"))
-    assert group(row(1, "Who?", "me")) != group(row(1, "Why?", "me"))
-    text = Conversation((Turn("text", "a"),), Source("t", 1), templated=False)
-    assert group(text) != group(Conversation((Turn("text", "b"),), Source("t", 2), templated=False))
+def test_case_and_white_space_make_no_other_text() -> None:
+    turns = (Turn("user", "What  IS\nit?"), Turn("assistant", "a"))
+    assert dedup.normalized(turns) == "what is it?\0a"
+    assert dedup.group(Conversation(turns, Source("f", 1))) == "what is it?"
+    assert dedup.group(Conversation((Turn("text", "Só"),), Source("f", 1), templated=False)) == "só"

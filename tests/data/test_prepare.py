@@ -1,17 +1,21 @@
+import copy
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from luthier.config.settings import DataSettings
-from luthier.data import prepare
+from luthier.config.data import DataSettings
+from luthier.data import encode, ingest, prepare
 from luthier.data.ledger import read_held_out
-from luthier.errors import DataError, LuthierError, RunError
+from luthier.errors import ConfigError, DataError, RunError
 from luthier.run_folder import RunFolder
 
 Write = Callable[..., str]
+ROOMY = DataSettings(train="train.jsonl")
+DROPPING = DataSettings(train="train.jsonl", too_long="drop")
 
 
 def chat(question: str, answer: str) -> dict[str, Any]:
@@ -22,8 +26,8 @@ def many(count: int, start: int = 0) -> list[dict[str, Any]]:
     return [chat(f"question {number}", f"answer {number}") for number in range(start, start + count)]
 
 
-def load(base: Path, train: str | list[str] = "train.jsonl", eval: str | None = None, seed: int = 0, format: Any = "auto") -> prepare.Rows:
-    return prepare.load_rows(DataSettings(train=train, eval=eval, format=format), base, seed)
+def load(base: Path, train: Any = "train.jsonl", eval: str | None = None, seed: int = 0, **others: Any) -> prepare.Rows:
+    return prepare.load_rows(DataSettings(train=train, eval=eval, **others), base, seed)
 
 
 def questions(rows: list[Any]) -> set[str]:
@@ -59,7 +63,7 @@ def test_a_group_too_big_for_its_share_stays_in_training(write: Write, tmp_path:
         assert "always asked" not in questions(rows.held_out)
     write("train.jsonl", same)
     rows = load(tmp_path, eval="5%")
-    assert rows.held_out == []
+    assert len(rows.held_out) == 0
     assert rows.notes[1:] == ["evaluation is off: rows that ask the same stay together, and no group of them fits into 8 rows"]
 
 
@@ -84,8 +88,9 @@ def test_what_was_found_is_said(write: Write, tmp_path: Path) -> None:
     write("more.json", json.dumps([{"instruction": "add", "input": "1", "output": "2"}]))
     rows = load(tmp_path, train=["train.jsonl", "more.json"])
     assert rows.notes == [
-        "train.jsonl: messages (column messages), 50 rows; not read: id",
-        "more.json: alpaca (columns instruction, output), 1 rows",
+        "train.jsonl: messages (column messages), 50 rows",
+        "train.jsonl: not read: id (50)",
+        "more.json: alpaca (columns instruction, input, output), 1 rows",
     ]
     assert [(source["file"], source["rows"], source["format"]) for source in rows.sources] == [
         ("train.jsonl", 50, "messages"),
@@ -104,7 +109,7 @@ def test_duplicates_and_held_out_rows_leave_training(write: Write, tmp_path: Pat
         ("also_in_eval", 5, "is held out too, at test.jsonl:2"),
         ("also_in_eval", 7, "is held out too, at test.jsonl:2"),
     ]
-    assert json.loads(rows.rejected[0].raw) == chat("question 2", "answer 2")
+    assert json.loads(next(iter(rows.rejected)).raw) == chat("question 2", "answer 2")
     assert "set aside: 1 duplicate (first: train.jsonl:6: is the same row as train.jsonl:3)" in rows.notes
 
 
@@ -123,10 +128,11 @@ def test_mixed_formats_stop_where_they_change(write: Write, tmp_path: Path) -> N
 
 def test_unknown_columns_name_the_nearest(write: Write, tmp_path: Path) -> None:
     write("train.jsonl", [{"mesages": []}])
+    write("other.jsonl", [{"mesages": chat("q", "a")["messages"]}])
     with pytest.raises(DataError) as error:
         load(tmp_path)
-    assert str(error.value).startswith("train.jsonl:1: the columns mesages are of no known format (messages: messages; ")
-    assert '"mesages" is near "messages"' in str(error.value)
+    assert str(error.value).startswith("train.jsonl:1: the columns mesages are of no known format\n  Try: data.columns: {messages: mesages} reads it")
+    assert len(load(tmp_path, columns={"messages": "mesages"}, train="other.jsonl").train) == 1
 
 
 def test_a_format_that_was_asked_for_is_used(write: Write, tmp_path: Path) -> None:
@@ -143,12 +149,12 @@ def test_a_few_broken_rows_are_set_aside_and_many_stop(write: Write, tmp_path: P
     write("train.jsonl", many(20) + unanswered * 6)
     with pytest.raises(DataError) as error:
         load(tmp_path)
-    line = "no_answer: the row does not end with an assistant turn, so there is nothing to learn"
+    line = next(iter(rows.rejected)).detail
     assert str(error.value) == (
         "train.jsonl:21: 6 of 26 rows cannot be used\n"
-        + "".join(f"  train.jsonl:{number}: {line}\n" for number in range(21, 26))
+        + "".join(f"  train.jsonl:{number}: no_answer: {line}\n" for number in range(21, 26))
         + "  and 1 more\n"
-        + "  Try: mend or remove these rows (luthier data check FILE lists all of them)"
+        + "  Try: luthier data clean FILE --to clean.jsonl takes them out and lists them; or mend them"
     )
     write("train.jsonl", many(100) + unanswered * 6)
     assert len(load(tmp_path).train) == 100
@@ -158,9 +164,9 @@ def test_nothing_left_is_an_error_with_the_first_rows(write: Write, tmp_path: Pa
     write("train.jsonl", [chat("a", ""), chat("b", " ")])
     with pytest.raises(DataError) as error:
         load(tmp_path)
-    assert "of 2 rows none is left to train on\n  train.jsonl:1: empty_answer: turn 2 (assistant) has no text" in str(error.value)
+    assert "of 2 rows none is left to train on\n  train.jsonl:1: empty_answer: messages[1].content: is" in str(error.value)
     write("train.jsonl", "nonsense\n")
-    with pytest.raises(DataError, match=r"none of 1 rows can be read\n  train.jsonl:1: not_json: Expecting value"):
+    with pytest.raises(DataError, match=r"train.jsonl:1: none of the first 1 rows can be read; the first: Expecting value"):
         load(tmp_path)
     write("train.jsonl", many(3))
     write("test.jsonl", [chat("a", "")])
@@ -171,7 +177,7 @@ def test_nothing_left_is_an_error_with_the_first_rows(write: Write, tmp_path: Pa
 def test_the_books_are_kept_in_the_run_folder(write: Write, tmp_path: Path, tokenizer: Any) -> None:
     write("train.jsonl", [*many(98), chat("say <|im_end|>", "no"), chat("question 0", "answer 0")])
     rows = load(tmp_path, eval="10%")
-    prepared = prepare.tokenize_rows(rows, tokenizer, 512, "error")
+    prepared = prepare.tokenize_rows(rows, tokenizer, 512, ROOMY)
     run = RunFolder(tmp_path / "run")
     prepare.write_ledger(run, prepared)
     ledger = json.loads(run.ledger.read_text())
@@ -187,7 +193,7 @@ def test_the_books_are_kept_in_the_run_folder(write: Write, tmp_path: Path, toke
         ("special_token_in_text", "train.jsonl", 99),
     ]
     assert json.loads(rejected[1]["raw"]) == chat("say <|im_end|>", "no")
-    assert read_held_out(run) == prepared.rows.held_out
+    assert read_held_out(run) == list(prepared.rows.held_out)
     assert len(read_held_out(run)) == 10
     assert [example.source for example in prepared.held_out] == [row.source for row in prepared.rows.held_out]
 
@@ -201,38 +207,141 @@ def test_a_damaged_file_of_held_out_rows_is_named(tmp_path: Path) -> None:
         read_held_out(run)
 
 
-def test_books_that_do_not_add_up_are_our_fault(write: Write, tmp_path: Path, tokenizer: Any) -> None:
-    write("train.jsonl", many(5))
-    rows = load(tmp_path)
-    rows.train.pop()
-    with pytest.raises(LuthierError, match="5 rows were read, but 4 used and 0 set aside make 4\n  Try: this is a fault of ours"):
-        prepare.tokenize_rows(rows, tokenizer, 512, "error")
-
-
 def test_long_rows_are_never_cut(write: Write, tmp_path: Path, tokenizer: Any) -> None:
     write("train.jsonl", [*many(99), chat("long", "word " * 150)])
     rows = load(tmp_path)
-    prepared = prepare.tokenize_rows(rows, tokenizer, 100, "error")
+    prepared = prepare.tokenize_rows(rows, tokenizer, 100, ROOMY)
     assert [(row.reason, row.source.line) for row in prepared.rows.rejected] == [("too_long", 100)]
     assert max(len(example.token_ids) for example in prepared.train) <= 100
-    longest = prepared.rows.rejected[0].detail.split()[0]
+    longest = next(iter(prepared.rows.rejected)).detail.split()[0]
     write("train.jsonl", [*many(98), chat("long", "word " * 150), chat("longer", "word " * 151)])
     with pytest.raises(DataError) as error:
-        prepare.tokenize_rows(load(tmp_path), tokenizer, 100, "error")
+        prepare.tokenize_rows(load(tmp_path), tokenizer, 100, ROOMY)
     assert str(error.value).startswith("train.jsonl:100: 2 of 100 rows are longer than max_length (100 tokens); this is the longest, with ")
     wanted = int(str(error.value).split("data.max_length=")[1].split()[0])
     assert wanted > int(longest)
-    assert len(prepare.tokenize_rows(load(tmp_path), tokenizer, wanted, "error").train) == 100
-    assert len(prepare.tokenize_rows(load(tmp_path), tokenizer, 100, "drop").train) == 98
+    assert len(prepare.tokenize_rows(load(tmp_path), tokenizer, wanted, ROOMY).train) == 100
+    assert len(prepare.tokenize_rows(load(tmp_path), tokenizer, 100, DROPPING).train) == 98
 
 
-def test_a_model_without_a_template_is_named_before_any_row(write: Write, tmp_path: Path, tokenizer: Any) -> None:
-    import copy
+def test_a_weight_repeats_rows_or_draws_some(write: Write, tmp_path: Path, tokenizer: Any) -> None:
+    write("a.jsonl", many(100))
+    write("b.jsonl", many(100, start=100))
+    rows = load(tmp_path, [{"path": "a.jsonl", "weight": 2.5}, {"path": "b.jsonl", "weight": 0.25}])
+    times = Counter(row.turns[0].content for row in rows.train)
+    assert {times[f"question {number}"] for number in range(100)} == {2, 3}
+    assert 230 < sum(times[f"question {number}"] for number in range(100)) < 270
+    drawn = sum(times[f"question {number}"] for number in range(100, 200))
+    assert 10 < drawn < 40
+    assert rows.rejected.counts == {"not_drawn": 100 - drawn}
+    assert "its source has the weight 0.25" in next(iter(rows.rejected)).detail
+    prepared = prepare.tokenize_rows(rows, tokenizer, 512, ROOMY)
+    assert [example.source for example in prepared.train] == [row.source for row in rows.train]
+    ledger = prepared.ledger
+    assert (ledger["rows"]["read"], ledger["rows"]["used"]) == (200, 100 + drawn)
+    first = ledger["sources"][0]
+    assert (first["weight"], first["used"]) == (2.5, 100)
+    tokens = first["tokens"]
+    assert tokens["repeated"] > tokens["read"] > 0 == tokens["cut"]
+    again = load(tmp_path, [{"path": "a.jsonl", "weight": 2.5}, {"path": "b.jsonl", "weight": 0.25}])
+    assert list(again.train) == list(rows.train)
 
-    bare = copy.deepcopy(tokenizer)
-    bare.chat_template = None
-    write("train.jsonl", many(3))
-    with pytest.raises(DataError, match="this model has no chat template"):
-        prepare.tokenize_rows(load(tmp_path), bare, 512, "error")
-    write("train.jsonl", [{"prompt": "p", "completion": "c"}])
-    assert len(prepare.tokenize_rows(load(tmp_path), bare, 512, "error").train) == 1
+
+def test_each_source_has_its_own_books(write: Write, tmp_path: Path, tokenizer: Any) -> None:
+    write("a.jsonl", [*many(9), chat("question 3", "answer 3")])
+    write("b.jsonl", [*many(3), chat("long", "word " * 150), *many(5, start=20)])
+    prepared = prepare.tokenize_rows(load(tmp_path, ["a.jsonl", "b.jsonl"]), tokenizer, 100, DROPPING)
+    a, b = prepared.ledger["sources"]
+    assert (a["rows"], a["used"], a["rejected"]) == (10, 9, {"duplicate": 1})
+    assert (b["rows"], b["used"], b["rejected"]) == (9, 5, {"duplicate": 3, "too_long": 1})
+    assert b["tokens"]["read"] == sum(len(example.token_ids) for example in prepared.train if example.source.file == "b.jsonl")
+
+
+def test_room_for_answers_is_kept_free(write: Write, tmp_path: Path, tokenizer: Any) -> None:
+    write("train.jsonl", many(30))
+    length = max(len(example.token_ids) for example in prepare.tokenize_rows(load(tmp_path), tokenizer, 512, ROOMY).train)
+    tight = DataSettings(train="train.jsonl", reserve_for_generation=10)
+    assert len(prepare.tokenize_rows(load(tmp_path), tokenizer, length + 10, tight).train) == 30
+    with pytest.raises(DataError, match=f"are longer than max_length \\({length - 1} tokens\\)"):
+        prepare.tokenize_rows(load(tmp_path), tokenizer, length + 9, tight)
+    with pytest.raises(ConfigError, match=r"data\.reserve_for_generation is 10 and leaves 5 of 15 tokens"):
+        prepare.tokenize_rows(load(tmp_path), tokenizer, 15, tight)
+
+
+def cached(pattern: str) -> list[Path]:
+    return sorted(ingest.folder().glob(pattern))
+
+
+def test_what_was_read_once_is_found_again(luthier_home: Path, write: Write, tmp_path: Path, tokenizer: Any) -> None:
+    write("train.jsonl", many(60))
+    first = prepare.tokenize_rows(load(tmp_path), tokenizer, 512, ROOMY)
+    made = {path: path.stat().st_mtime_ns for path in [*cached("rows-*/*"), *cached("tokens-*/*")]}
+    assert len(made) == 5
+    # Another name, another split: the rows are the same.
+    (tmp_path / "train.jsonl").rename(tmp_path / "same.jsonl")
+    again = prepare.tokenize_rows(load(tmp_path, "same.jsonl", eval="10%"), tokenizer, 512, ROOMY)
+    assert {path: path.stat().st_mtime_ns for path in [*cached("rows-*/*"), *cached("tokens-*/*")]} == made
+    assert again.rows.notes[0].startswith("same.jsonl: messages")
+    assert again.train[0].source.file == "same.jsonl"
+    assert sorted(example.token_ids for example in [*again.train, *again.held_out]) == sorted(example.token_ids for example in first.train)
+
+
+@pytest.mark.parametrize("damaged", ["rows-*/rows.arrow", "rows-*/rejected.jsonl", "rows-*/meta.json", "tokens-*/part-*.arrow", "tokens-*/meta.json"])
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
+def test_a_damaged_cache_is_made_again(damaged: str, how: str, luthier_home: Path, write: Write, tmp_path: Path, tokenizer: Any) -> None:
+    write("train.jsonl", [*many(60), {"messages": []}])
+    first = list(prepare.tokenize_rows(load(tmp_path), tokenizer, 512, ROOMY).train)
+    (file,) = cached(damaged)
+    content = file.read_bytes()
+    if how == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(content[: len(content) // 2] if how == "cut" else content[:20] + bytes([content[20] ^ 1]) + content[21:])
+    assert list(prepare.tokenize_rows(load(tmp_path), tokenizer, 512, ROOMY).train) == first
+    assert file.read_bytes() == content
+
+
+def test_another_row_template_or_limit_is_no_old_cache(luthier_home: Path, write: Write, tmp_path: Path, tokenizer: Any) -> None:
+    write("train.jsonl", many(5))
+    one = prepare.tokenize_rows(load(tmp_path), tokenizer, 512, ROOMY)
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = tokenizer.chat_template.replace("You are a helpful assistant.", "You help.")
+    assert prepare.tokenize_rows(load(tmp_path), other, 512, ROOMY).train[0].token_ids != one.train[0].token_ids
+    write("train.jsonl", [chat("question 0", "answer X"), *many(4, start=1)])
+    changed = prepare.tokenize_rows(load(tmp_path), tokenizer, 512, ROOMY)
+    assert changed.train[0].token_ids != one.train[0].token_ids
+    assert changed.sha256 != one.sha256
+
+
+def test_several_processes_give_the_same_tokens(
+    luthier_home: Path, write: Write, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("train.jsonl", [*many(250), chat("long", "word " * 150), chat("say <|im_end|>", "no")])
+    alone = prepare.tokenize_rows(load(tmp_path), tokenizer, 100, DROPPING)
+    assert ingest.clear() > 0
+    monkeypatch.setattr(encode, "PARALLEL_ROWS", 100)
+    monkeypatch.setattr(encode, "PART_ROWS", 64)
+    monkeypatch.setattr(encode, "_cores", lambda: 2)
+    together = prepare.tokenize_rows(load(tmp_path), tokenizer, 100, DROPPING)
+    assert len(cached("tokens-*/part-*.arrow")) == 4
+    assert list(together.train) == list(alone.train)
+    assert [(row.reason, row.detail, row.raw) for row in together.rows.rejected] == [(row.reason, row.detail, row.raw) for row in alone.rows.rejected]
+    assert together.sha256 != ""
+    assert together.ledger == alone.ledger
+
+
+def test_rows_that_changed_since_the_training_are_named(write: Write, tmp_path: Path, tokenizer: Any) -> None:
+    write("train.jsonl", many(60))
+    settings = DataSettings(train="train.jsonl", eval=None, max_length=512)
+    run = RunFolder(tmp_path / "run")
+    prepare.write_ledger(run, prepare.tokenize_rows(load(tmp_path), tokenizer, 512, settings))
+    assert len(prepare.trained_rows(run, settings, tmp_path, 0, tokenizer)) == 60
+    write("train.jsonl", many(61))
+    with pytest.raises(DataError, match=r"train.jsonl: has changed since this run was trained on it \(sha256 \w{12} then, \w{12} now\)"):
+        prepare.trained_rows(run, settings, tmp_path, 0, tokenizer)
+
+
+def test_the_same_file_is_not_trained_and_held_out(write: Write, tmp_path: Path) -> None:
+    write("train.jsonl", many(60))
+    with pytest.raises(DataError, match=r"is in data\.train and in data\.eval"):
+        load(tmp_path, eval="train.jsonl")

@@ -5,11 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.data.tokenize import prompt_ids, spell, tokenize
+from luthier.data import tokenize as module
+from luthier.data.tokenize import How, Tokenized, prompt_ids, spell
+from luthier.errors import DataError
 from luthier.records import Conversation, Rejected, Source, TokenizedExample, Turn
 
 HERE = Source("rows.jsonl", 3)
 END = "<|im_end|>"
+LONG = How(100_000)
 
 
 def chat(*contents: str, system: str | None = None) -> Conversation:
@@ -18,10 +21,29 @@ def chat(*contents: str, system: str | None = None) -> Conversation:
     return Conversation(tuple(turns), HERE)
 
 
-def tokenized(conversation: Conversation, tokenizer: Any) -> TokenizedExample:
-    example = tokenize(conversation, tokenizer)
-    assert isinstance(example, TokenizedExample), example
+def tokenize(conversation: Conversation, tokenizer: Any, how: How = LONG) -> Tokenized | Rejected:
+    return module.tokenize(conversation, tokenizer, how)
+
+
+def examples_of(conversation: Conversation, tokenizer: Any, how: How = LONG) -> tuple[TokenizedExample, ...]:
+    """The row's examples, after its books were added up."""
+    result = tokenize(conversation, tokenizer, how)
+    assert isinstance(result, Tokenized), result
+    masked = sum(not on for example in result.examples for on in example.trained)
+    assert result.read + result.repeated == result.trained + masked + result.cut
+    assert min(result.read, result.cut, result.repeated) >= 0
+    return result.examples
+
+
+def tokenized(conversation: Conversation, tokenizer: Any, how: How = LONG) -> TokenizedExample:
+    [example] = examples_of(conversation, tokenizer, how)
     return example
+
+
+def refused(conversation: Conversation, tokenizer: Any, how: How = LONG) -> Rejected:
+    result = tokenize(conversation, tokenizer, how)
+    assert isinstance(result, Rejected), result
+    return result
 
 
 def seen(example: TokenizedExample, tokenizer: Any) -> str:
@@ -39,11 +61,12 @@ def with_template(tokenizer: Any, template: str) -> Any:
 @given(st.lists(st.text(min_size=1).filter(str.strip), min_size=2, max_size=6).filter(lambda texts: len(texts) % 2 == 0))
 def test_the_loss_sees_exactly_what_the_assistant_said(tokenizer: Any, contents: list[str]) -> None:
     conversation = chat(*contents)
-    example = tokenize(conversation, tokenizer)
-    if isinstance(example, Rejected):  # an answer that begins with a line feed melts into the template's own
-        assert example.reason == "template_seam"
+    result = tokenize(conversation, tokenizer)
+    if isinstance(result, Rejected):  # an answer that begins with a line feed melts into the template's own
+        assert result.reason == "template_seam"
         assert any(content[0].isspace() for content in contents)
         return
+    [example] = result.examples
     assert seen(example, tokenizer) == "".join(content + END for content in contents[1::2])
     asked = prompt_ids(conversation.prompt, tokenizer)
     assert example.token_ids[: len(asked)] == asked
@@ -156,7 +179,7 @@ def test_a_tokenizer_without_an_end_is_named(tokenizer: Any) -> None:
 
 
 def test_a_prompt_that_the_template_refuses_raises(tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match="refuses the row: no"):
+    with pytest.raises(DataError, match="refuses the row: no"):
         prompt_ids(chat("hi", "ho").prompt, with_template(tokenizer, "{{ raise_exception('no') }}"))
 
 

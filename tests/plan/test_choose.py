@@ -23,7 +23,7 @@ def every_value(tree):
 
 
 def test_nothing_that_a_plan_can_fill_stays_auto_and_each_choice_has_a_reason(smollm2, laptop, addresses):
-    plan = resolve(settings(data={"format": "messages"}, device="cpu"), smollm2, laptop, addresses)
+    plan = resolve(settings(data={"format": "messages"}, device="cpu", template="chatml"), smollm2, laptop, addresses)
     assert "auto" not in every_value(plan.settings.model_dump())
     names = [choice.name for choice in plan.resolved]
     assert names == ["data.max_length", "training.batch_size", "training.learning_rate", "training.precision", "evaluation.max_new_tokens"]
@@ -162,3 +162,9 @@ def test_the_plan_is_plain_json(smollm2, laptop, addresses):
 def test_planning_needs_no_torch():
     code = "import sys, luthier.plan.choose, luthier.plan.machine; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_room_that_is_kept_for_answers_is_said(smollm2, laptop, addresses):
+    plan = resolve(settings(data={"max_length": 1024, "reserve_for_generation": 256}), smollm2, laptop, addresses)
+    assert "note: rows have up to 768 tokens, since data.reserve_for_generation keeps 256 of data.max_length free" in plan.lines()
+    assert not any("reserve" in line for line in resolve(settings(), smollm2, laptop, addresses).lines())

@@ -43,3 +43,10 @@ def test_fp32_needs_twice_the_weights_of_bf16(llama3_8b):
     cost = {kind: memory.lora_run_bytes(llama3_8b, 1, kind, 1000, 110, 0) for kind in ("bf16", "fp32")}
     assert cost["fp32"]["weights"] == 2 * cost["bf16"]["weights"]
     assert cost["fp32"]["activations"] > 1.5 * cost["bf16"]["activations"]
+
+
+def test_trained_tables_are_counted_once_where_they_are_tied(smollm2, llama3_8b):
+    assert memory.table_parameters(smollm2, False, 0) == 0
+    assert memory.table_parameters(smollm2, True, 2) == 49152 * 576
+    assert memory.table_parameters(smollm2, False, 2) == 2 * 576
+    assert memory.table_parameters(llama3_8b, True, 0) == 2 * 128256 * 4096

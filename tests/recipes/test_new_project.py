@@ -7,8 +7,9 @@ from typing import get_args
 
 import pytest
 
+from luthier.config.data import DataSettings
 from luthier.config.load import all_settings, load_config
-from luthier.config.settings import DataSettings, Settings
+from luthier.config.settings import Settings
 from luthier.data.prepare import load_rows
 from luthier.errors import CallError, LuthierError
 from luthier.recipes.new_project import RowFormat, settings_file, write_project
@@ -32,7 +33,7 @@ def uncommented(text: str) -> str:
 def test_a_new_project_can_be_trained_as_it_is(format: RowFormat, tmp_path: Path) -> None:
     config = load_config(write_project(tmp_path / "project", format=format, reporter=Silent()) / "luthier.yaml")
     rows = load_rows(config.settings.data, config.file.parent, seed=0)
-    assert (len(rows.train), len(rows.held_out), rows.rejected) == (12, 4, [])
+    assert (len(rows.train), len(rows.held_out), len(rows.rejected)) == (12, 4, 0)
     assert config.notes == []
 
 
@@ -71,7 +72,7 @@ def test_the_training_script_is_short_and_shows_the_four_calls(tmp_path: Path) -
 def test_every_setting_stands_there_with_its_default(tmp_path: Path) -> None:
     (tmp_path / "luthier.yaml").write_text(uncommented(settings_file()), encoding="utf-8")
     config = load_config(tmp_path / "luthier.yaml")
-    sections = {"data", "lora", "training", "evaluation"}
+    sections = {"data", "tokenizer", "checks", "lora", "training", "evaluation"}
     # max_steps: null is read as not given, as Transformers' -1 is.
     assert set(config.given) == set(all_settings()) - sections - {"training.max_steps"}
     assert config.settings == Settings(model="smollm2-135m-instruct", data=DataSettings(train="data/train.jsonl", eval="data/test.jsonl"))

@@ -65,6 +65,7 @@ def test_the_run_folder_holds_what_the_design_says(write: Write) -> None:
     assert names == {
         *("config.yaml", "environment.json", "plan.json", "contract.json", "metrics.jsonl", "log.txt", "report.html"),
         *("data/ledger.json", "data/rejected.jsonl", "data/eval.jsonl", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
+        *("adapter/chat_template.jinja", "adapter/tokenizer.json", "adapter/tokenizer_config.json"),
     }
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-000006", "step-000008"]
 

@@ -42,7 +42,7 @@ def test_the_script_trains_the_same_tokens(format: str, tmp_path: Path, tiny_mod
     names = runpy.run_path(str(write_trainer_script(config, tmp_path / "leave.py")))
     tokenizer = load_tokenizer(tiny_model)
     data = config.settings.data
-    prepared = tokenize_rows(load_rows(data, config.file.parent, 0), tokenizer, 256, data.too_long)
+    prepared = tokenize_rows(load_rows(data, config.file.parent, 0), tokenizer, 256, data)
 
     rows = [json.loads(line) for line in (tmp_path / "leave.rows.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(rows) == len(prepared.train) >= 12
@@ -92,6 +92,8 @@ def test_an_existing_script_is_not_overwritten(tmp_path: Path, tiny_model: Path)
     assert (tmp_path / "leave.py").read_text(encoding="utf-8") == "mine"
 
 
-def test_a_run_to_start_from_is_refused(tmp_path: Path, tiny_model: Path) -> None:
-    with pytest.raises(ConfigError, match="init_from names a run"):
-        write_trainer_script(project(tmp_path / "project", tiny_model, "init_from=runs/one"), tmp_path / "leave.py")
+@pytest.mark.parametrize("given", ["init_from=runs/one", "template=zephyr", "tokenizer.path=other", "data.loss_on=all", "data.too_long=split"])
+def test_what_the_script_cannot_do_is_refused(given: str, tmp_path: Path, tiny_model: Path) -> None:
+    with pytest.raises(ConfigError, match=f"the plain script knows nothing of {given.partition('=')[0]}"):
+        write_trainer_script(project(tmp_path / "project", tiny_model, given), tmp_path / "leave.py")
+    assert not (tmp_path / "leave.py").exists()

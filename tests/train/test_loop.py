@@ -8,7 +8,7 @@ import torch
 
 from luthier.engine import Engine
 from luthier.errors import LuthierError, RunError
-from luthier.records import Source, StepReport, TokenizedExample
+from luthier.records import StepReport, TokenizedExample
 from luthier.run_folder import RunFolder
 from luthier.train import checkpoint, loop
 from luthier.train.checkpoint import Place
@@ -99,13 +99,3 @@ def test_a_model_in_which_nothing_is_trained_is_refused(engine: Engine, examples
     engine.model.requires_grad_(False)
     with pytest.raises(LuthierError, match="nothing in this model is trained"):
         fit(engine, examples)
-
-
-def test_the_fingerprint_sees_tokens_masks_and_order(examples: list[TokenizedExample]) -> None:
-    first = examples[0]
-    remasked = TokenizedExample(first.token_ids, [False, *[True] * (len(first.trained) - 1)], first.source)
-    moved = TokenizedExample(first.token_ids, first.trained, Source("elsewhere", 1))
-    found = loop.fingerprint(examples)
-    assert found != loop.fingerprint([remasked, *examples[1:]])
-    assert found != loop.fingerprint(examples[::-1])
-    assert found == loop.fingerprint([moved, *examples[1:]])

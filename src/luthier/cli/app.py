@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from luthier.cli import data, demo, machine, models, project, runs, training
+from luthier.cli import data, demo, machine, making, models, project, runs, tokenizers, training
 from luthier.errors import LuthierError
 from luthier.version import VERSION
 
@@ -28,7 +28,8 @@ COMMANDS: dict[str, tuple[Command, str]] = {
 }
 GROUPS: dict[str, tuple[dict[str, Command], str, str]] = {
     # verb       commands            panel             help
-    "data": (data.COMMANDS, "Train", "Look at the rows before anything is trained."),
+    "data": ({**data.COMMANDS, **tokenizers.COMMANDS, **making.COMMANDS}, "Train", "Check, clean and make rows."),
+    "data tokenizer": (tokenizers.TOKENIZER_COMMANDS, "", "Train a tokenizer, or compare two."),
     "models": (models.COMMANDS, "Start", "Models that can be fine-tuned."),
     "runs": (runs.COMMANDS, "After training", "Runs in this folder."),
     "cache": (models.CACHE_COMMANDS, "Start", "Downloaded models."),
@@ -40,11 +41,13 @@ def _build() -> typer.Typer:
     app.callback()(_root)
     for name, (function, panel) in COMMANDS.items():
         app.command(name, rich_help_panel=panel)(function)
-    for name, (commands, panel, text) in GROUPS.items():
-        group = typer.Typer(no_args_is_help=True, help=text)
+    groups = {"": app}
+    for path, (commands, panel, text) in GROUPS.items():
+        groups[path] = group = typer.Typer(no_args_is_help=True, help=text)
         for command, function in commands.items():
             group.command(command)(function)
-        app.add_typer(group, name=name, rich_help_panel=panel)
+        above, _, name = path.rpartition(" ")
+        groups[above].add_typer(group, name=name, rich_help_panel=panel or None)
     return app
 
 
@@ -70,7 +73,7 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 a problem in data, model or run, 2 called wrongly, 130 stopped by Ctrl-C."""
+    """Run the command line. Exit codes: 0 done, 1 a problem in data, model or run, 2 called wrongly, 3 do not train on these rows, 130 Ctrl-C."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # What libraries announce to each other is nothing that a user can mend.

@@ -1,7 +1,7 @@
 """luthier models list | show | fetch, and luthier cache ls | clean."""
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,6 +9,7 @@ from luthier.cli.terminal import Terminal, print_json
 from luthier.errors import CallError
 
 Name = Annotated[str, typer.Argument(help="A name of the catalog, a hub id or a folder.")]
+ROWS = "rows-and-tokens"
 Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 
@@ -55,33 +56,38 @@ def fetch(name: Name) -> None:
 
 
 def cache_list(as_json: Json = False) -> None:
-    """Models on this disk, with their size.
+    """Models on this disk, and the rows and tokens of files that were read, with their size.
 
     Example: luthier cache ls
     """
+    from luthier.data import ingest
     from luthier.models import cache
 
-    known = cache.cached()
+    known: list[dict[str, Any]] = [{"name": one.name, "path": str(one.path), "bytes": one.bytes, "source": one.source} for one in cache.cached()]
+    if rows_bytes := ingest.cached_bytes():
+        known.append({"name": ROWS, "path": str(ingest.folder()), "bytes": rows_bytes, "source": "luthier"})
     if as_json:
-        print_json([{"name": one.name, "path": str(one.path), "bytes": one.bytes, "source": one.source} for one in known])
+        print_json(known)
         return
-    terminal = Terminal()
-    terminal.table(["name", "size", "from", "folder"], [[one.name, f"{one.bytes / 1e6:,.0f} MB", one.source, str(one.path)] for one in known])
+    rows = [[one["name"], f"{one['bytes'] / 1e6:,.0f} MB", one["source"], one["path"]] for one in known]
+    Terminal().table(["name", "size", "from", "folder"], rows)
 
 
 def cache_clean(
     names: Annotated[list[str] | None, typer.Argument(help="Names that `luthier cache ls` shows.")] = None,
     all_models: Annotated[bool, typer.Option("--all", help="All of Luthier's own.")] = False,
 ) -> None:
-    """Delete models from Luthier's cache (the hub's own cache is left alone).
+    """Delete models, or the rows-and-tokens of files that were read, from Luthier's cache (the hub's own cache is left alone).
 
     Example: luthier cache clean smollm2-135m-instruct
     """
+    from luthier.data import ingest
     from luthier.models import cache
 
     if bool(names) == all_models:
         raise CallError("say which: names, or --all", where="luthier cache clean", next_step="luthier cache ls shows the names")
-    freed = cache.clean(names if names else None)
+    models = None if all_models else [name for name in names or () if name != ROWS]
+    freed = cache.clean(models) + (ingest.clear() if all_models or ROWS in (names or ()) else 0)
     Terminal().say(f"freed {freed / 1e6:,.0f} MB")
 
 

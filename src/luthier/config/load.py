@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -15,6 +15,7 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from luthier.config import names
+from luthier.config.data import SourceSettings
 from luthier.config.methods import BLOCKS, METHODS
 from luthier.config.settings import Settings
 from luthier.errors import ConfigError
@@ -117,6 +118,8 @@ def _plain_value(value: Any) -> Any:
     """ruamel's own kinds (scalars that remember their spelling) as Python's."""
     if isinstance(value, list):
         return [_plain_value(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain_value(item) for key, item in value.items()}
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
             return kind(value)
@@ -132,7 +135,7 @@ def _override(tree: dict[str, Any], places: dict[str, str], override: str) -> No
         value = _plain_value(YAML(typ="safe").load(text)) if text else ""
     except YAMLError as error:
         raise ConfigError("the value is not YAML", where=where, next_step="put it in quotes") from error
-    if isinstance(value, dict) or _is_section(name):
+    if (isinstance(value, dict) and not _takes_map(name)) or _is_section(name):
         raise ConfigError("an override sets one value, not a section", where=where, next_step=f"for example {_first_of(name)}=...")
     *sections, key = name.split(".")
     for section in sections:
@@ -243,6 +246,8 @@ def _first_mistake(error: ValidationError, places: dict[str, str], file: Path) -
         path.pop()
     name = ".".join(path)
     where = _place(name, places, file)
+    if inside := [other for other in mistakes if SourceSettings.__name__ in other["loc"][:-1]]:
+        return _mistake_in_source(inside[0], name, where)
     if mistake["type"] == "extra_forbidden":
         return ConfigError(f"unknown setting {name!r}", where=where, next_step=_nearest(name))
     if mistake["type"] == "missing":
@@ -253,6 +258,21 @@ def _first_mistake(error: ValidationError, places: dict[str, str], file: Path) -
     meaning = f"{name}: {_field(name).description}"
     messages = [_in_words(other) for other in mistakes if other["loc"][: len(path)] == mistake["loc"][: len(path)]]
     return ConfigError(f"{name} is {_spelled(mistake['input'])}: {' or '.join(dict.fromkeys(messages))}", where=where, next_step=meaning)
+
+
+def _mistake_in_source(mistake: Any, name: str, where: str) -> ConfigError:
+    """A mistake inside one source of data.train."""
+    key, index = mistake["loc"][-1], next(part for part in mistake["loc"] if isinstance(part, int))
+    item, known = f"{name}[{index}]", list(SourceSettings.model_fields)
+    if mistake["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, known, n=1)
+        return ConfigError(
+            f"unknown setting {key!r} in {item}", where=where, next_step=f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        )
+    if mistake["type"] == "missing":
+        return ConfigError(f"{item} has no {key}", where=where, next_step=f"add {key}: ... (known are {', '.join(known)})")
+    meaning = SourceSettings.model_fields[key].description if key in known else "our name of a column -> its name in this source"
+    return ConfigError(f"{item}: {key} is {_spelled(mistake['input'])}: {_in_words(mistake)}", where=where, next_step=f"{key}: {meaning}")
 
 
 def _place(name: str, places: Mapping[str, str], file: Path) -> str:
@@ -317,6 +337,12 @@ def _is_section(name: str) -> bool:
     return field is not None and _section(field.annotation) is not None
 
 
+def _takes_map(name: str) -> bool:
+    """Whether a setting is a map of its own (data.columns) rather than a section of settings."""
+    field = _field(name)
+    return field is not None and get_origin(field.annotation) is dict
+
+
 def _field(name: str) -> Any:
     model: type[BaseModel] | None = Settings
     field = None
@@ -367,7 +393,11 @@ def _check_together(settings: Settings, places: Mapping[str, str], file: Path) -
         refuse("evaluation.every_steps", "every_steps has no effect with data.eval: null", "set data.eval: 5%, or take every_steps out")
 
 
-def config_of_rows(rows: Path, model: str) -> Config:
-    """Settings around a file of rows, to look at it: all of it is taken as training rows."""
-    settings = Settings.model_validate({"model": model, "data": {"train": str(rows), "eval": None}})
-    return Config(settings, Path("luthier.yaml"), {}, [])
+def config_of_rows(rows: Path, model: str, overrides: list[str] | None = None) -> Config:
+    """Settings around a file of rows, to look at it: all of it is taken as training rows, but where `overrides` say otherwise."""
+    tree: dict[str, Any] = {"model": model, "data": {"train": str(rows), "eval": None}}
+    places: dict[str, str] = {}
+    for override in overrides or []:
+        _override(tree, places, override)
+    file = Path("luthier.yaml")
+    return Config(_validate(tree, places, file), file, {}, [])

@@ -1,47 +1,19 @@
 """Every setting, once: its name, kind, default, unit and meaning. YAML, `--help`, the schema and the docs come from here."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-Auto = Literal["auto"]
-Text = Annotated[str, Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """A part of the settings: frozen; a key that is not listed here is an error, and so is `true` or a text where a number is meant."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, str_strip_whitespace=True)
+from luthier.config.checks import CheckSettings
+from luthier.config.data import DataSettings
+from luthier.config.section import Auto, Section, Text
 
 
-class DataSettings(Section):
-    """Which rows, and what to do with them."""
+class TokenizerSettings(Section):
+    """The tokenizer, where it is not simply the model's own."""
 
-    train: Text | Annotated[list[Text], Field(min_length=1)] = Field(
-        description="rows to learn from: a .jsonl or .json file, a folder of them, or a list"
-    )
-    eval: Text | None = Field("5%", description="rows held out: a share of the training rows (5%), a file, or null for none")
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "completion", "text"] = Field(
-        "auto", description="how a row is built; auto finds it from the columns and says what it found"
-    )
-    max_length: Annotated[int, Field(ge=8)] | Auto = Field("auto", description="longest row in tokens; auto is the model's context, at most 2048")
-    too_long: Literal["error", "drop"] = Field(
-        "error", description="rows over max_length: error sets up to 1 % aside as rejected and stops above that; drop sets all aside"
-    )
-
-    @field_validator("eval")
-    @classmethod
-    def _is_a_share_or_a_file(cls, value: str | None) -> str | None:
-        if value and value.endswith("%") and not _is_share(value[:-1]):
-            raise ValueError("a share should be above 0% and at most 100%; null holds nothing out")
-        return value
-
-
-def _is_share(percent: str) -> bool:
-    try:
-        return 0 < float(percent) <= 100
-    except ValueError:
-        return False
+    path: Text | None = Field(None, description="a folder with another tokenizer (luthier data tokenizer train); null: the model's own")
+    add_special_tokens: list[Text] = Field([], description="tokens to add: the embeddings grow by a row each, and these rows are trained and saved")
 
 
 class LoraSettings(Section):
@@ -54,6 +26,9 @@ class LoraSettings(Section):
         "all-linear", description="layers that get an adapter: all-linear, or names ([q_proj, v_proj])"
     )
     use_rslora: bool = Field(False, description="scale by lora_alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv:2312.03732)")
+    modules_to_save: list[Text] = Field(
+        [], description="tables trained and saved whole: [embed_tokens, lm_head], which another tokenizer needs; many times the adapter's size"
+    )
 
 
 class TrainingSettings(Section):
@@ -105,6 +80,13 @@ class Settings(Section):
 
     model: Text = Field(description="a name of `luthier models list`, a hub id (org/name) or a folder")
     data: DataSettings
+    template: Text = Field(
+        "auto",
+        description="how chats are written: auto (the model's own; where it has none, one chosen by rule), a name (alpaca, chatml, zephyr, inst) "
+        "or a FILE.jinja",
+    )
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    checks: CheckSettings = CheckSettings()
     method: str = Field("lora", description="how to fine-tune: lora")
     lora: LoraSettings = LoraSettings()
     training: TrainingSettings = TrainingSettings()
@@ -114,3 +96,8 @@ class Settings(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
     report_to: list[str] = Field([], description="[]: there are no trackers in this version; metrics.jsonl is always written")
     seed: int = Field(0, ge=0, description="every random draw comes from this number")
+
+    @field_validator("tokenizer", mode="before")
+    @classmethod
+    def _is_a_folder_or_a_section(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value

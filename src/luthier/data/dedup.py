@@ -1,10 +1,14 @@
-"""Rows that are there twice: within the training rows, and in both the training rows and the held-out ones."""
+"""Rows that are there twice: within the training rows, and in both the training rows and the held-out ones. Digests in, numbers out."""
 
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from luthier.records import Conversation, Turn
 
-Pair = tuple[Conversation, Conversation]
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
+Digests = np.ndarray[Any, np.dtype[np.uint64]]  # (rows, 2)
 
 
 def normalized(turns: Sequence[Turn]) -> str:
@@ -17,25 +21,19 @@ def group(conversation: Conversation) -> str:
     return normalized(conversation.prompt or conversation.turns)
 
 
-def without_duplicates(conversations: Sequence[Conversation]) -> tuple[list[Conversation], list[Pair]]:
-    """The first of each, and each later one beside the first it repeats (same turns to the letter)."""
-    first: dict[tuple[Turn, ...], Conversation] = {}
-    repeated = []
-    for conversation in conversations:
-        known = first.setdefault(conversation.turns, conversation)
-        if known is not conversation:
-            repeated.append((conversation, known))
-    return list(first.values()), repeated
+def first_of_each(digests: Digests) -> Numbers:
+    """For each row the number of the first row with the same digest: itself, where there is none before it."""
+    order = np.lexsort((digests[:, 1], digests[:, 0]))
+    ordered = digests[order]
+    begins = np.ones(len(order), dtype=bool)
+    begins[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    first_in_order = np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))
+    first = np.empty(len(order), dtype=np.int64)
+    first[order] = order[first_in_order]  # lexsort is stable: the first of equals in order is the first row
+    return first
 
 
-def without_held_out(train: Sequence[Conversation], held_out: Sequence[Conversation]) -> tuple[list[Conversation], list[Pair]]:
-    """The training rows that are not held out too, and each of the others beside its held-out twin (but for case and white space)."""
-    twins = {normalized(conversation.turns): conversation for conversation in held_out}
-    kept, shared = [], []
-    for conversation in train:
-        twin = twins.get(normalized(conversation.turns))
-        if twin is None:
-            kept.append(conversation)
-        else:
-            shared.append((conversation, twin))
-    return kept, shared
+def twins(digests: Digests, others: Digests) -> Numbers:
+    """For each row the number of an equal one among `others`, or -1."""
+    first = first_of_each(np.concatenate([others, digests]))[len(others) :]
+    return np.where(first < len(others), first, -1)

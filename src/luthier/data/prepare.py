@@ -1,6 +1,7 @@
-"""From the settings to rows that can be trained: read, build conversations, set aside what is unfit, split, tokenize, account.
+"""From the settings to rows that can be trained: read, set aside what is unfit, split, tokenize, account.
 
-Two doors: `load_rows` needs no tokenizer, so that broken data stops a run before any model is loaded; `tokenize_rows` does the rest.
+Two doors: `load_rows` needs no tokenizer, so that broken data stops a run before any model is loaded; `tokenize_rows` does the rest. Neither
+holds the rows in memory: they lie in the cache, and what goes from hand to hand are their numbers.
 """
 
 import hashlib
@@ -11,12 +12,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from luthier.config.settings import DataSettings
-from luthier.data import dedup, formats, ledger, quality
-from luthier.data.read import FileRows, Row, read_files
-from luthier.data.tokenize import tokenize
-from luthier.errors import DataError
-from luthier.records import Conversation, Rejected, Source, TokenizedExample
+import numpy as np
+
+from luthier.config.data import DataSettings, SourceSettings
+from luthier.data import dedup, ingest, ledger
+from luthier.data.encode import Encoded, encode
+from luthier.data.ingest import Ingested
+from luthier.data.read.source import SourceFile, find_sources, same_files
+from luthier.data.rejections import Rejections, SetAside
+from luthier.data.store import AllRows, Picked, Places, TokenStore
+from luthier.data.tokenize import How, knows_system
+from luthier.errors import ConfigError, DataError
+from luthier.records import Conversation, Rejected, TokenizedExample
+from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder
 
 # Below this many rows a held-out share would be one or two rows, which measure nothing.
@@ -26,263 +34,309 @@ MOST_MALFORMED_ROWS = 5
 MOST_MALFORMED_SHARE = 0.10
 MOST_TOO_LONG_SHARE = 0.01
 # Set aside although nothing is wrong with the row itself.
-HARMLESS = {"duplicate", "also_in_eval", "too_long"}
+HARMLESS = {"duplicate", "also_in_eval", "too_long", "not_drawn"}
 LISTED = 5
+NO_SYSTEM = "this chat template has no system role: system messages are put before the first question"
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What was read: rows to train on, rows held out, rows set aside, and the notes that the user should see."""
+    """What was read: rows to train on (a row of weight 2 stands there twice), rows held out, rows set aside, and what the user should see."""
 
-    train: list[Conversation]
-    held_out: list[Conversation]
-    rejected: list[Rejected]
+    train: Picked[Conversation]
+    held_out: Picked[Conversation]
+    rejected: Rejections
     read: int
     notes: list[str]
-    sources: list[dict[str, Any]]  # a file each: name, rows, bytes, sha256, format
-    raw: dict[Source, str]  # every used row verbatim, for those that are set aside later
+    sources: list[dict[str, Any]]  # a source each: file, rows, bytes, sha256, format, weight
+    ingested: list[Ingested]
+    every: AllRows
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """Rows as tokens, the rows they came from (less those that were set aside on the way), and the books."""
 
-    train: list[TokenizedExample]
-    held_out: list[TokenizedExample]
+    train: Picked[TokenizedExample]
+    held_out: Picked[TokenizedExample]
     rows: Rows
     ledger: dict[str, Any]
+    lengths: Places  # tokens of each training example
+    trained_tokens: Places
+    shared_prefix_tokens: int  # what every row begins with, up to the token before the first trained one
+    sha256: str  # of what is trained: the tokens, their marks and their order
 
 
-@dataclass(frozen=True, slots=True)
-class _Pile:
-    """The rows of some files, before they are split."""
-
-    good: list[Conversation]
-    rejected: list[Rejected]
-    notes: list[str]
-    sources: list[dict[str, Any]]
-    raw: dict[Source, str]
-
-
-def load_rows(settings: DataSettings, base: Path, seed: int) -> Rows:
+def load_rows(settings: DataSettings, base: Path, seed: int, reporter: Reporter | None = None) -> Rows:
     """Read and sort all rows. Relative paths start at `base`; the split depends on `seed` and the rows alone.
 
     Raises DataError where a file cannot be read, more than 10 % of the rows are malformed, or nothing is left to train on.
     """
-    paths = [settings.train] if isinstance(settings.train, str) else settings.train
-    pile = _read(paths, settings.format, base)
-    distinct, repeated = dedup.without_duplicates(pile.good)
-    rejected = pile.rejected + [_twin("duplicate", "is the same row as", *pair, pile.raw) for pair in repeated]
-    notes, sources, raw = list(pile.notes), list(pile.sources), dict(pile.raw)
-    if settings.eval is None or settings.eval.endswith("%"):
-        train, held_out, said = split(distinct, float((settings.eval or "0%")[:-1]) / 100, seed)
-        notes += said
+    reporter = reporter or Silent()
+    spool = ingest.folder() / "spool"
+    notes: list[str] = []
+    train_files = find_sources(settings.sources, base, spool, notes.append)
+    eval_files = [] if _is_share(settings.eval) else find_sources([SourceSettings(path=str(settings.eval))], base, spool, notes.append)
+    same_files(train_files, eval_files)
+    sources = [ingest.ingest(file, settings, reporter) for file in [*train_files, *eval_files]]
+    every = AllRows([source.rows for source in sources])
+    notes += [note for source in sources for note in source.meta["notes"]]
+    first_held_out = int(every.starts[len(train_files)])
+
+    places, repeated = _distinct(every, first_held_out)
+    if eval_files:
+        held_out = np.arange(first_held_out, len(every), dtype=np.int64)
+        if not len(held_out):
+            raise _unusable(f"of {sources[-1].meta['read']:,} rows none can be used to evaluate", Rejections(sources[len(train_files) :], every))
+        places, shared = _without_held_out(every, places, held_out)
     else:
-        held = _read([settings.eval], settings.format, base)
-        held_out = held.good
-        if not held_out:
-            raise _unusable(f"of {len(held.rejected):,} rows none can be used to evaluate", held.rejected)
-        train, shared = dedup.without_held_out(distinct, held_out)
-        rejected += [_twin("also_in_eval", "is held out too, at", *pair, pile.raw) for pair in shared] + held.rejected
-        notes, sources, raw = notes + held.notes, sources + held.sources, raw | held.raw
-    rows = Rows(train, held_out, rejected, sum(source["rows"] for source in sources), notes, sources, raw)
+        places, held_out, said = _split(every, places, float((settings.eval or "0%")[:-1]) / 100, seed)
+        notes += said
+        shared = []
+    places, not_drawn = _weighted(every, places, [file.settings.weight for file in train_files], seed)
+
+    rows = Rows(
+        train=Picked(every, places),
+        held_out=Picked(every, held_out),
+        rejected=Rejections(sources, every, [*repeated, *shared, *not_drawn]),
+        read=sum(source.meta["read"] for source in sources),
+        notes=notes,
+        sources=[_source(file, source) for file, source in zip([*train_files, *eval_files], sources, strict=True)],
+        ingested=sources,
+        every=every,
+    )
     _check_malformed(rows)
     _check_left(rows)
     return replace(rows, notes=rows.notes + _said_of(rows))
 
 
-def split(rows: Sequence[Conversation], share: float, seed: int) -> tuple[list[Conversation], list[Conversation], list[str]]:
+def _is_share(held_out: str | None) -> bool:
+    return held_out is None or held_out.endswith("%")
+
+
+def _source(file: SourceFile, source: Ingested) -> dict[str, Any]:
+    meta = source.meta
+    weight = {} if file.settings.weight == 1 else {"weight": file.settings.weight}
+    known = {"file": file.name, "rows": meta["read"], "bytes": meta["bytes"], "sha256": meta["sha256"], "format": meta["format"]}
+    return {**known, **weight, "path": str(file.place)}
+
+
+def _distinct(every: AllRows, end: int) -> tuple[Places, list[SetAside]]:
+    """The first of each row before `end`, and the later ones beside the first that they repeat (same in all that is trained, to the letter)."""
+    first = dedup.first_of_each(every.column("exact")[:end])
+    again = np.flatnonzero(first != np.arange(end))
+    return np.flatnonzero(first == np.arange(end)), [_twins("duplicate", "is the same row as", again, first[again], every)]
+
+
+def _without_held_out(every: AllRows, places: Places, held_out: Places) -> tuple[Places, list[SetAside]]:
+    """Those of `places` that are not held out too, and the others beside their held-out twins (but for case and white space)."""
+    alike = every.column("alike")
+    twin = dedup.twins(alike[places], alike[held_out])
+    shared = twin >= 0
+    return places[~shared], [_twins("also_in_eval", "is held out too, at", places[shared], held_out[twin[shared]], every)]
+
+
+def _twins(reason: str, words: str, places: Places, others: Places, every: AllRows) -> SetAside:
+    return SetAside(reason, places, lambda index: f"{words} {every.source(int(others[index]))}")
+
+
+def _split(every: AllRows, places: Places, share: float, seed: int) -> tuple[Places, Places, list[str]]:
     """Rows to train on, rows held out, and what to say. `share` is 0 to 1; rows that ask the same stay on one side.
 
     Each group's place in the draw is a hash of the seed and its text, so that added rows do not shuffle the others.
     """
-    if not share or not rows:
-        return list(rows), [], []
-    if len(rows) < LEAST_ROWS_TO_SPLIT:
-        said = f"evaluation is off: {len(rows)} rows are too few to hold some out (from {LEAST_ROWS_TO_SPLIT} on; or set data.eval to a file)"
-        return list(rows), [], [said]
-    wanted = max(1, round(len(rows) * share))
-    if wanted >= len(rows):
+    nothing = np.zeros(0, np.int64)
+    if not share or not len(places):
+        return places, nothing, []
+    if len(places) < LEAST_ROWS_TO_SPLIT:
+        said = f"evaluation is off: {len(places)} rows are too few to hold some out (from {LEAST_ROWS_TO_SPLIT} on; or set data.eval to a file)"
+        return places, nothing, [said]
+    wanted = max(1, round(len(places) * share))
+    if wanted >= len(places):
         raise DataError(f"{share:.0%} held out leaves no row to train on", where="data.eval", next_step="hold out less, such as data.eval=5%")
-    sizes = Counter(dedup.group(row) for row in rows)
-    chosen: set[str] = set()
+    chosen = _draw([bytes(group) for group in every.column("group")[places]], wanted, seed)
+    if not chosen.any():
+        return places, nothing, [f"evaluation is off: rows that ask the same stay together, and no group of them fits into {wanted} rows"]
+    return places[~chosen], places[chosen], []
+
+
+def _draw(groups: Sequence[bytes], wanted: int, seed: int) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+    """Whole groups of at most `wanted` rows together, as a mark on each row."""
+    sizes = Counter(groups)
+    chosen: set[bytes] = set()
     room = wanted
-    for group in sorted(sizes, key=lambda text: hashlib.sha256(f"{seed}:{text}".encode()).digest()):
+    for group in sorted(sizes, key=lambda group: hashlib.sha256(b"%d:%s" % (seed, group)).digest()):
         if sizes[group] <= room:
             chosen.add(group)
             room -= sizes[group]
         if not room:
             break
-    train = [row for row in rows if dedup.group(row) not in chosen]
-    held_out = [row for row in rows if dedup.group(row) in chosen]
-    if not held_out:
-        return train, [], [f"evaluation is off: rows that ask the same stay together, and no group of them fits into {wanted} rows"]
-    return train, held_out, []
+    return np.asarray([group in chosen for group in groups], dtype=bool)
 
 
-def tokenize_rows(rows: Rows, tokenizer: Any, max_length: int, too_long: str) -> Prepared:
-    """All rows as tokens. Rows over `max_length` tokens are set aside whole: nothing is ever cut.
+def _weighted(every: AllRows, places: Places, weights: Sequence[float], seed: int) -> tuple[Places, list[SetAside]]:
+    """Each row as often as its source's weight says: the whole part always, the rest for rows drawn by the seed and the row alone."""
+    if all(weight == 1 for weight in weights):
+        return places, []
+    weight = np.asarray(weights)[every.part_of(places)]
+    digests = every.column("exact")[places]
+    draw = np.asarray([int.from_bytes(hashlib.sha256(b"%d:%s" % (seed, bytes(digest))).digest()[:7], "big") / 2**56 for digest in digests])
+    times = np.floor(weight).astype(np.int64) + (draw < weight % 1)
+    missing = places[times == 0]
+    said = SetAside("not_drawn", missing, lambda index: f"its source has the weight {weights[int(every.part_of(missing[index : index + 1])[0])]:g}")
+    return np.repeat(places, times), [said]
 
-    `too_long`: "error" allows 1 % of the rows to be set aside so; "drop" any number. Raises DataError above that, where more than
-    10 % of the rows cannot be written with this model's template, or where nothing is left to train on.
+
+def tokenize_rows(rows: Rows, tokenizer: Any, max_length: int, settings: DataSettings, reporter: Reporter | None = None) -> Prepared:
+    """All rows as tokens. `max_length` is the longest row in tokens, with the room that `reserve_for_generation` asks for.
+
+    `too_long: error` allows 1 % of the rows to be set aside for their length. Raises DataError above that, where more than 10 % of the rows
+    cannot be written with this model's template, or where nothing is left to train on.
     """
-    if tokenizer.chat_template is None and any(row.templated for row in rows.train + rows.held_out):
-        raise DataError(
-            "the rows are conversations, and this model has no chat template to write them with",
-            where=str(next(row.source for row in rows.train + rows.held_out if row.templated)),
-            next_step="choose the instruct or chat variant of the model, or give rows of prompt and completion",
+    limit = max_length - settings.reserve_for_generation
+    if limit < 8:
+        raise ConfigError(
+            f"data.reserve_for_generation is {settings.reserve_for_generation} and leaves {limit} of {max_length} tokens for a row",
+            where="data.reserve_for_generation",
+            next_step=f"data.reserve_for_generation: {max_length // 4}",
         )
-    train, train_rejected = _tokenized(rows.train, tokenizer, max_length)
-    held_out, held_rejected = _tokenized(rows.held_out, tokenizer, max_length)
-    rejected = [replace(row, raw=rows.raw[row.source]) for row in train_rejected + held_rejected]
+    how = How(max_length=limit, too_long=settings.too_long, loss_on=settings.loss_on)
+    notes = [NO_SYSTEM] if any(row.turns[0].role == "system" for row in rows.train[:LISTED]) and not knows_system(tokenizer) else []
+    encoded = [encode(source, tokenizer, how, reporter or Silent()) for source in rows.ingested]
+    starts = rows.every.starts.tolist()
+    store = TokenStore([(part, start) for source, start in zip(encoded, starts, strict=False) for part in source.parts], rows.every)
+    lost = {start + place: (reason, detail) for source, start in zip(encoded, starts, strict=False) for place, reason, detail in source.rejected}
+    used = np.unique(np.concatenate([rows.train.places, rows.held_out.places]))
+    gone = _gone(used, lost)
     left = replace(
         rows,
-        train=_those_of(rows.train, train),
-        held_out=_those_of(rows.held_out, held_out),
-        rejected=rows.rejected + rejected,
-        notes=rows.notes + _set_aside(rejected),
+        train=Picked(rows.every, rows.train.places[~np.isin(rows.train.places, list(lost))]),
+        held_out=Picked(rows.every, rows.held_out.places[~np.isin(rows.held_out.places, list(lost))]),
+        rejected=rows.rejected.and_also(gone),
+        notes=rows.notes + notes + _set_aside(Rejections([], rows.every, gone)),
     )
-    if too_long == "error":
-        _check_too_long(rejected, len(rows.train) + len(rows.held_out), max_length)
+    if settings.too_long == "error":
+        _check_too_long(gone, len(used), limit, rows.every)
     _check_malformed(left)
     _check_left(left)
-    tokens_read = sum(len(example.token_ids) for example in train)
-    books = ledger.close(left.read, left.rejected, train, held_out, tokens_read, left.sources)
-    return Prepared(train, held_out, left, books)
+    train = _examples_of(store, left.train.places)
+    held_out = _examples_of(store, left.held_out.places)
+    return Prepared(
+        train=Picked(store, train),
+        held_out=Picked(store, held_out),
+        rows=left,
+        ledger={**_books(left, store, train, held_out), "max_length": limit, "reserved_for_generation": settings.reserve_for_generation},
+        lengths=store.lengths[train],
+        trained_tokens=store.trained_tokens[train],
+        shared_prefix_tokens=_prefix(encoded),
+        sha256=hashlib.sha256("".join(source.sha256 for source in encoded).encode() + train.tobytes()).hexdigest(),
+    )
 
 
-def trained_rows(settings: DataSettings, base: Path, seed: int, tokenizer: Any) -> list[Conversation]:
-    """The rows that a finished run was trained on, read again from its resolved settings (`max_length` is a number there)."""
-    rows = load_rows(settings, base, seed)
-    return tokenize_rows(rows, tokenizer, int(settings.max_length), settings.too_long).rows.train
+def _books(rows: Rows, store: TokenStore, train: Places, held_out: Places) -> dict[str, Any]:
+    """The closed ledger of the rows and their examples."""
+    sizes = rows.every.column("rows")
+    row_counts, token_counts = [], []
+    for number, source in enumerate(rows.ingested):
+        of_train, of_held_out = (_of_source(rows.every, places, number) for places in (rows.train.places, rows.held_out.places))
+        used = {"train": int(sizes[np.unique(of_train)].sum()), "eval": int(sizes[of_held_out].sum())}
+        row_counts.append({"read": source.meta["read"], **used, "rejected": dict(sorted(rows.rejected.of_source(number).items()))})
+        inside = train[np.isin(store.rows[train], of_train)]
+        token_counts.append(ledger.count_tokens(store.read, store.cut, store.repeated, store.lengths, store.trained_tokens, inside))
+    return ledger.close(rows.sources, row_counts, token_counts, int(store.lengths[held_out].sum()))
+
+
+def _of_source(every: AllRows, places: Places, number: int) -> Places:
+    inside: Places = places[(every.starts[number] <= places) & (places < every.starts[number + 1])]
+    return inside
+
+
+def _gone(used: Places, lost: dict[int, tuple[str, str]]) -> list[SetAside]:
+    """Rows in use that could not be tokenized, by reason."""
+    by_reason: dict[str, list[int]] = {}
+    for place in (place for place in used.tolist() if place in lost):
+        by_reason.setdefault(lost[place][0], []).append(place)
+
+    def group(reason: str, places: list[int]) -> SetAside:
+        return SetAside(reason, np.asarray(places, np.int64), lambda index: lost[places[index]][1])
+
+    return [group(reason, places) for reason, places in by_reason.items()]
+
+
+def _examples_of(store: TokenStore, places: Places) -> Places:
+    """The numbers of the examples that were made of the rows `places`, in their order, as often as a row stands there."""
+    begins = np.searchsorted(store.rows, places, side="left")
+    ends = np.searchsorted(store.rows, places, side="right")
+    sizes = ends - begins
+    offsets = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    examples: Places = (np.repeat(begins, sizes) + offsets).astype(np.int64)
+    return examples
+
+
+def _prefix(encoded: Sequence[Encoded]) -> int:
+    """How many tokens all rows begin with, at most up to the token before the first trained one."""
+    some = [source for source in encoded if source.parts and source.prefix]
+    if len(some) < len([source for source in encoded if source.parts]):
+        return 0
+    first, last = min(source.prefix for source in some), max(source.prefix for source in some)
+    common = next((place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), min(len(first), len(last)))
+    return max(0, min(common, min(source.seam for source in some) - 1))
 
 
 def write_ledger(run: RunFolder, prepared: Prepared) -> None:
-    """Keep the books, the rows that were set aside (verbatim) and the held-out rows in the run folder."""
+    """The books of a run, its rejected rows and its held-out rows, in its data folder."""
     ledger.write(run, prepared.ledger, prepared.rows.rejected, prepared.rows.held_out)
 
 
-def _read(paths: Sequence[str], format_name: str, base: Path) -> _Pile:
-    pile = _Pile([], [], [], [], {})
-    for path in paths:
-        for file in read_files(path, base):
-            _add_file(pile, file, format_name)
-    return pile
+def trained_rows(run: RunFolder, settings: DataSettings, base: Path, seed: int, tokenizer: Any) -> Sequence[Conversation]:
+    """The rows that a run was trained on, read again: by its own settings, with its own tokenizer, and from files that are still the same.
+
+    Raises DataError where a file has changed since.
+    """
+    rows = load_rows(settings, base, seed)
+    ledger.check_same_sources(run, rows.sources)
+    return tokenize_rows(rows, tokenizer, int(settings.max_length), settings).rows.train
 
 
-def _add_file(pile: _Pile, file: FileRows, asked_format: str) -> None:
-    """Sort one file's rows into the pile; the file's first row that has a known form decides the form of the file."""
-    pile.notes.extend(file.notes)
-    name = _format_of(file) if asked_format == "auto" else asked_format
-    columns: set[str] = set()
-    for row in file.rows:
-        if isinstance(row, Row):
-            columns |= set(row.value)
-            _check_not_mixed(row, name, asked_format)
-            judged = _judge(row, name)
-            pile.raw[row.source] = row.raw
-        else:
-            judged = row
-        (pile.rejected if isinstance(judged, Rejected) else pile.good).append(judged)  # type: ignore[arg-type]
-    pile.sources.append({"file": file.name, "rows": len(file.rows), "bytes": file.size_bytes, "sha256": file.sha256, "format": name})
-    pile.notes.append(_said_of_file(file, name, columns))
-
-
-def _judge(row: Row, format_name: str) -> Conversation | Rejected:
-    converted = formats.convert(format_name, row.value, row.source, row.raw)
-    if isinstance(converted, Rejected):
-        return converted
-    flaw = quality.flaw(converted)
-    return Rejected(*flaw, row.source, row.raw) if flaw else converted
-
-
-def _format_of(file: FileRows) -> str:
-    rows = [row for row in file.rows if isinstance(row, Row)]
-    for row in rows:
-        if found := formats.detect(row.value):
-            return found
-    if not rows:
-        raise _unusable(f"none of {len(file.rows)} rows can be read", [row for row in file.rows if isinstance(row, Rejected)])
-    raise DataError(
-        formats.explain_unknown(rows[0].value),
-        where=str(rows[0].source),
-        next_step="rename the columns to those of one format, or set data.format",
-    )
-
-
-def _check_not_mixed(row: Row, name: str, asked_format: str) -> None:
-    found = formats.detect(row.value)
-    if asked_format != "auto" or found in (None, name) or set(formats.FORMATS[name].columns) <= set(row.value):
+def _check_too_long(gone: Sequence[SetAside], rows: int, max_length: int, every: AllRows) -> None:
+    long = next((group for group in gone if group.reason == "too_long"), None)
+    if long is None or len(long.places) <= math.floor(rows * MOST_TOO_LONG_SHARE):
         return
+    lengths = [int(long.detail(index).split()[0].replace(",", "")) for index in range(len(long.places))]
+    longest = max(range(len(lengths)), key=lambda index: lengths[index])
     raise DataError(
-        f"the rows before this one are {name}, this one is {found}",
-        where=str(row.source),
-        next_step="keep one format in a file (data.train takes a list of files, each of its own format)",
+        f"{len(lengths):,} of {rows:,} rows are longer than max_length ({max_length:,} tokens); this is the longest, with {lengths[longest]:,}",
+        where=str(every.source(int(long.places[longest]))),
+        next_step=f"data.max_length={lengths[longest]} keeps every row (if the model can hold it); data.too_long=drop sets them aside",
     )
-
-
-def _said_of_file(file: FileRows, name: str, columns: set[str]) -> str:
-    format = formats.FORMATS[name]
-    read = f"column {format.columns[0]}" if len(format.columns) == 1 else f"columns {', '.join(format.columns)}"
-    ignored = formats.ignored_columns(name, columns)
-    tail = f"; not read: {', '.join(ignored)}" if ignored else ""
-    return f"{file.name}: {name} ({read}), {len(file.rows):,} rows{tail}"
-
-
-def _twin(reason: str, words: str, row: Conversation, other: Conversation, raw: dict[Source, str]) -> Rejected:
-    return Rejected(reason, f"{words} {other.source}", row.source, raw[row.source])
-
-
-def _tokenized(rows: Sequence[Conversation], tokenizer: Any, max_length: int) -> tuple[list[TokenizedExample], list[Rejected]]:
-    examples, rejected = [], []
-    for row in rows:
-        result = tokenize(row, tokenizer)
-        if isinstance(result, TokenizedExample) and len(result.token_ids) > max_length:
-            result = Rejected("too_long", f"{len(result.token_ids)} tokens; max_length is {max_length}", row.source, "")
-        if isinstance(result, Rejected):
-            rejected.append(result)
-        else:
-            examples.append(result)
-    return examples, rejected
-
-
-def _those_of(rows: Sequence[Conversation], examples: Sequence[TokenizedExample]) -> list[Conversation]:
-    used = {example.source for example in examples}
-    return [row for row in rows if row.source in used]
-
-
-def _check_too_long(rejected: Sequence[Rejected], rows: int, max_length: int) -> None:
-    long = [row for row in rejected if row.reason == "too_long"]
-    if len(long) <= math.floor(rows * MOST_TOO_LONG_SHARE):
-        return
-    longest = max(long, key=_length_tokens)
-    raise DataError(
-        f"{len(long):,} of {rows:,} rows are longer than max_length ({max_length:,} tokens); this is the longest, with {_length_tokens(longest):,}",
-        where=str(longest.source),
-        next_step=f"data.max_length={_length_tokens(longest)} keeps every row (if the model can hold it); data.too_long=drop sets them aside",
-    )
-
-
-def _length_tokens(row: Rejected) -> int:
-    return int(row.detail.split()[0])
 
 
 def _check_malformed(rows: Rows) -> None:
-    malformed = [row for row in rows.rejected if row.reason not in HARMLESS]
-    if len(malformed) > MOST_MALFORMED_ROWS and len(malformed) > rows.read * MOST_MALFORMED_SHARE:
-        raise _unusable(f"{len(malformed):,} of {rows.read:,} rows cannot be used", malformed)
+    malformed = sum(count for reason, count in rows.rejected.counts.items() if reason not in HARMLESS)
+    if malformed > MOST_MALFORMED_ROWS and malformed > rows.read * MOST_MALFORMED_SHARE:
+        raise _unusable(f"{malformed:,} of {rows.read:,} rows cannot be used", rows.rejected, but=HARMLESS)
 
 
 def _check_left(rows: Rows) -> None:
-    if not rows.train:
+    if not len(rows.train):
         raise _unusable(f"of {rows.read:,} rows none is left to train on", rows.rejected)
 
 
-def _unusable(problem: str, rejected: Sequence[Rejected]) -> DataError:
-    first = "".join(f"\n  {row.source}: {row.reason}: {row.detail}" for row in rejected[:LISTED])
-    more = f"\n  and {len(rejected) - LISTED:,} more" if len(rejected) > LISTED else ""
-    where = str(rejected[0].source) if rejected else "data.eval"
-    return DataError(problem + first + more, where=where, next_step="mend or remove these rows (luthier data check FILE lists all of them)")
+def _unusable(problem: str, rejected: Rejections, but: "set[str] | frozenset[str]" = frozenset()) -> DataError:
+    some: list[Rejected] = []
+    total = 0
+    for row in rejected:
+        if row.reason in but:
+            continue
+        total += 1
+        if len(some) < LISTED:
+            some.append(row)
+    first = "".join(f"\n  {row.source}: {row.reason}: {row.detail}" for row in some)
+    more = f"\n  and {total - LISTED:,} more" if total > LISTED else ""
+    where = str(some[0].source) if some else "data.eval"
+    return DataError(
+        problem + first + more, where=where, next_step="luthier data clean FILE --to clean.jsonl takes them out and lists them; or mend them"
+    )
 
 
 def _said_of(rows: Rows) -> list[str]:
@@ -290,8 +344,7 @@ def _said_of(rows: Rows) -> list[str]:
     return few + _set_aside(rows.rejected)
 
 
-def _set_aside(rejected: Sequence[Rejected]) -> list[str]:
+def _set_aside(rejected: Rejections) -> list[str]:
     """Which rows are left out, and why; the first of each reason with its place."""
-    counts = Counter(row.reason for row in rejected)
-    first = {row.reason: row for row in reversed(rejected)}
-    return [f"set aside: {count:,} {reason} (first: {first[reason].source}: {first[reason].detail})" for reason, count in sorted(counts.items())]
+    first, counted = rejected.first, sorted(rejected.counts.items())
+    return [f"set aside: {count:,} {reason} (first: {first[reason].source}: {first[reason].detail})" for reason, count in counted]

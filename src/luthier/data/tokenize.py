@@ -5,161 +5,189 @@ prompt's tokens are the same in training and in serving, or the row is set aside
 """
 
 import itertools
-import re
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+from luthier.data import too_long
+from luthier.data.rendering import (
+    Unfit,
+    check_spelling,
+    decode,
+    encode,
+    end_of_text,
+    end_of_turn,
+    knows_system,
+    prompt_ids,
+    render,
+    special_ids,
+    with_known_roles,
+)
+from luthier.data.spans import Written, write
+from luthier.data.too_long import Turns
 from luthier.records import Conversation, Rejected, TokenizedExample, Turn
 
-RAW_ROLES = ("prompt", "text")
+__all__ = ["How", "Tokenized", "end_of_turn", "knows_system", "prompt_ids", "spell", "tokenize"]
+
+ANSWERS = ("assistant", "completion", "text")
 
 
-class _Unfit(Exception):
-    """The row cannot become tokens without a change: a short name and a sentence."""
+@dataclass(frozen=True, slots=True)
+class How:
+    """What a row may become: the longest example in tokens, what to do with longer ones, and what is trained."""
 
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason, self.detail = reason, detail
+    max_length: int
+    too_long: Literal["error", "drop", "split", "truncate"] = "error"
+    loss_on: Literal["assistant", "last_assistant", "all"] = "assistant"
 
 
-def tokenize(conversation: Conversation, tokenizer: Any) -> TokenizedExample | Rejected:
-    """The row's token ids and which of them are trained; or why it cannot be trained (`raw` is left empty).
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """The examples of one row, and its books: read + repeated = trained + masked + cut, in tokens."""
 
-    The very first token is never trained, since nothing stands before it that could predict it.
+    examples: tuple[TokenizedExample, ...]
+    read: int  # the row written once
+    cut: int  # of these, the tokens that stand in no example
+    repeated: int  # tokens that stand in more than one example, beyond the first time
+
+    @property
+    def trained(self) -> int:
+        return sum(example.trained_tokens for example in self.examples)
+
+
+def tokenize(conversation: Conversation, tokenizer: Any, how: How) -> Tokenized | Rejected:
+    """The row's examples; or why it cannot be trained (`raw` is left empty).
+
+    One example, but for: a preference row (the better answer, the worse one), a row that is split, and a template that writes earlier
+    answers otherwise (one for each answer). The very first token is never trained, since nothing stands before it.
     """
     try:
-        for number, turn in enumerate(conversation.turns, 1):
-            _check_spelling(turn, number, tokenizer)
-        token_ids, trained = (_chat if conversation.templated else _plain)(conversation.turns, tokenizer)
-    except _Unfit as unfit:
+        return _tokenize(conversation, tokenizer, how)
+    except Unfit as unfit:
         return Rejected(unfit.reason, unfit.detail, conversation.source, "")
-    return TokenizedExample(token_ids, [False, *trained[1:]], conversation.source)
-
-
-def prompt_ids(turns: Sequence[Turn], tokenizer: Any) -> list[int]:
-    """What a model is asked with: the turns rendered up to where the assistant speaks, or the raw prompt of a completion.
-
-    Training, evaluation, chat and serving all use this. Raises ValueError where the template refuses the turns.
-    """
-    if turns and turns[0].role not in RAW_ROLES:
-        try:
-            return _ids(_render(turns, tokenizer, generation_prompt=True), tokenizer)
-        except _Unfit as unfit:
-            raise ValueError(unfit.detail) from unfit
-    return _beginning(tokenizer) + [token for turn in turns for token in _ids(turn.content, tokenizer)]
 
 
 def spell(example: TokenizedExample, tokenizer: Any) -> list[tuple[str, bool, bool]]:
     """The example in pieces of (text, trained, special), to be shown. Characters of several tokens stay whole."""
-    special = _special_ids(tokenizer)
+    special = special_ids(tokenizer)
     marks = [(on, token in special) for token, on in zip(example.token_ids, example.trained, strict=True)]
     runs = itertools.groupby(zip(example.token_ids, marks, strict=True), key=lambda pair: pair[1])
-    return [(_decode([token for token, _ in run], tokenizer), on, is_special) for (on, is_special), run in runs]
+    return [(decode([token for token, _ in run], tokenizer), on, is_special) for (on, is_special), run in runs]
 
 
-def _chat(turns: Sequence[Turn], tokenizer: Any) -> tuple[list[int], list[bool]]:
-    whole = _render(turns, tokenizer)
-    _check_nothing_lost(turns, whole)
-    token_ids = _ids(whole, tokenizer)
-    trained = [False] * len(token_ids)
+def _tokenize(conversation: Conversation, tokenizer: Any, how: How) -> Tokenized:
+    check_spelling((*conversation.turns, *conversation.rejected), conversation.tools, tokenizer)
+    sides = [_marked(turns, how.loss_on, shared) for turns, shared in _sides(conversation)]
+    if conversation.templated:
+        sides = [with_known_roles(side, tokenizer) for side in sides]
+    if not all(any(turn.trained for turn in side) for side in sides):
+        raise Unfit("nothing_trained", "no message of the row is to be trained (data.loss_on, or what the row says of its messages)")
+
+    def examples(turns: Turns) -> list[Written]:
+        return _chat(turns, conversation.tools, tokenizer, how.loss_on == "all") if conversation.templated else [_plain(turns, tokenizer)]
+
+    found = [one for side in sides for one in examples(side)]
+    read = _read(sides, found, conversation, tokenizer)
+    if not too_long.fits(found, how.max_length):
+        found = _shortened(sides, found, conversation, examples, how)
+    found = [one for one in found if any(one.trained[1:])]
+    if not found:
+        raise Unfit("nothing_trained", "no token of the row is left to be trained")
+    return _booked(found, read, conversation)
+
+
+def _sides(conversation: Conversation) -> list[tuple[Turns, int]]:
+    """The turns of each example, with how many at their beginning only ask: a judgment is of the last answer alone."""
+    turns, worse = conversation.turns, conversation.rejected
+    if worse:
+        # The worse answer takes the place of as many turns; where it has more or fewer, that of the last one.
+        alike = len(turns) - len(worse)
+        shared = alike if alike > 0 and turns[alike].role == worse[0].role else len(turns) - 1
+        return [(turns, shared), ((*turns[:shared], *worse), shared)]
+    return [(turns, len(turns) - 1 if conversation.label is not None else 0)]
+
+
+def _marked(turns: Turns, loss_on: str, shared: int) -> Turns:
+    """The turns, each with whether it is trained."""
+    last = max((place for place, turn in enumerate(turns) if turn.role in ANSWERS), default=-1)
+
+    def ruled(place: int, turn: Turn) -> bool:
+        return loss_on == "all" or (turn.role in ANSWERS and (loss_on == "assistant" or place == last))
+
+    return tuple(
+        replace(turn, trained=place >= shared and (ruled(place, turn) if turn.trained is None else turn.trained)) for place, turn in enumerate(turns)
+    )
+
+
+def _chat(turns: Turns, tools: str, tokenizer: Any, everything: bool) -> list[Written]:
+    """One example; or one for each trained answer, where the template writes earlier answers otherwise."""
+    whole = write(turns, tools, tokenizer, everything=everything)
+    if whole is not None:
+        return [whole]
+    found = []
     for place, turn in enumerate(turns):
-        if turn.role != "assistant":
-            continue
-        start = len(_seam(_render(turns[:place], tokenizer, generation_prompt=True), whole, token_ids, tokenizer, place))
-        is_last = place == len(turns) - 1
-        end = len(token_ids) if is_last else len(_seam(_render(turns[: place + 1], tokenizer), whole, token_ids, tokenizer, place + 1))
-        spoken = _spoken(token_ids[start:end], tokenizer)
-        trained[start : start + spoken] = [True] * spoken
-        if is_last and not _ends_turn(token_ids[start + spoken - 1], tokenizer):
-            # The template closes no turn: without a last word of its own the model would never stop.
-            return [*token_ids[: start + spoken], _end_of_text(tokenizer)], [*trained[: start + spoken], True]
-    return token_ids, trained
+        if turn.trained and turn.role == "assistant":
+            context = tuple(replace(before, trained=False) for before in turns[:place])
+            if (one := write((*context, turn), tools, tokenizer)) is None:
+                raise Unfit("template_seam", f"the model's chat template writes the first {place} turns otherwise when more turns follow")
+            found.append(one)
+    return found
 
 
-def _plain(turns: Sequence[Turn], tokenizer: Any) -> tuple[list[int], list[bool]]:
+def _plain(turns: Turns, tokenizer: Any) -> Written:
     """Prompt and completion are cut into tokens apart, so that the prompt's are those of serving; a text is trained whole."""
     prompt = prompt_ids(turns[:-1], tokenizer)
-    answer = [*_ids(turns[-1].content, tokenizer), _end_of_text(tokenizer)]
-    return prompt + answer, [False] * len(prompt) + [True] * len(answer)
+    answer = [*encode(turns[-1].content, tokenizer)[0], end_of_text(tokenizer)]
+    asked = any(turn.trained for turn in turns[:-1])
+    return Written(prompt + answer, [asked] * len(prompt) + [bool(turns[-1].trained)] * len(answer))
 
 
-def _render(turns: Sequence[Turn], tokenizer: Any, generation_prompt: bool = False) -> str:
-    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt))
-    except Exception as error:  # a template is its author's program: it may raise anything
-        raise _Unfit("template_refused", f"the model's chat template refuses the row: {error}") from error
+def _read(sides: Sequence[Turns], found: Sequence[Written], conversation: Conversation, tokenizer: Any) -> int:
+    """The tokens of the row written once: what both sides share counts once, and so does what several examples repeat."""
+    if len(found) == len(sides) == 1:
+        return len(found[0].token_ids)
+    if not conversation.templated:
+        lengths = [len(one.token_ids) for one in found]
+        shared = [one.token_ids for one in found]
+    else:
+        shared = [encode(render(side, tokenizer, conversation.tools), tokenizer)[0] for side in sides]
+        lengths = [len(ids) for ids in shared]
+    if len(shared) == 1:
+        return lengths[0]
+    alike = next((place for place, (one, other) in enumerate(zip(*shared, strict=False)) if one != other), min(lengths))
+    return sum(lengths) - alike
 
 
-def _ids(text: str, tokenizer: Any) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def _shortened(sides: Sequence[Turns], found: list[Written], conversation: Conversation, examples: too_long.Write, how: How) -> list[Written]:
+    pair = len(sides) > 1
+    if how.too_long in ("error", "drop"):
+        raise too_long.too_long(found, how.max_length)
+    if not conversation.templated and conversation.turns[0].role == "text":
+        return too_long.windows(found[0], how.max_length) if how.too_long == "split" else [_right_end(found[0], how.max_length)]
+    if how.too_long == "split":
+        if pair or not conversation.templated:
+            raise too_long.too_long(found, how.max_length, "only plain texts and chats can be split")
+        return too_long.split(sides[0], examples, how.max_length)
+    if pair or len(found) == 1:
+        needed = max(1, max(map(len, sides)) - _alike(sides))
+        return too_long.truncate([too_long.parts(side, needed) for side in sides], examples, how.max_length)
+    # One example an answer: each keeps as much of what stands before it as fits.
+    answers = [place for place, turn in enumerate(sides[0]) if turn.trained]
+    ends = [(*(replace(turn, trained=False) for turn in sides[0][:place]), sides[0][place]) for place in answers]
+    return [one for end in ends for one in too_long.truncate([too_long.parts(end)], examples, how.max_length)]
 
 
-def _seam(prefix: str, whole: str, token_ids: list[int], tokenizer: Any, turns: int) -> list[int]:
-    """The prefix's tokens, which must be how the whole begins: as text and as tokens."""
-    if not whole.startswith(prefix):
-        raise _Unfit("template_seam", f"the model's chat template writes the first {turns} turns otherwise when more turns follow")
-    ids = _ids(prefix, tokenizer)
-    if token_ids[: len(ids)] != ids:
-        raise _Unfit("template_seam", f"the text after turn {turns} melts into the tokens before it, so serving would see other tokens")
-    return ids
+def _alike(sides: Sequence[Turns]) -> int:
+    return next((place for place, turns in enumerate(zip(*sides, strict=False)) if len(set(turns)) > 1), 0) if len(sides) > 1 else len(sides[0])
 
 
-def _check_nothing_lost(turns: Sequence[Turn], whole: str) -> None:
-    """Templates may trim white space at a turn's ends; nothing else may go."""
-    at = 0
-    for number, turn in enumerate(turns, 1):
-        found = whole.find(turn.content.strip(), at)
-        if found < 0:
-            raise _Unfit("template_drops_text", f"the model's chat template does not write turn {number} ({turn.role}) as it is")
-        at = found + len(turn.content.strip())
+def _right_end(text: Written, limit: int) -> Written:
+    """The last tokens of a text; those before are cut."""
+    return Written(text.token_ids[-limit:], text.trained[-limit:])
 
 
-def _spoken(token_ids: list[int], tokenizer: Any) -> int:
-    """How many of an assistant's tokens it says itself: all but the white space that the template puts after the end of turn."""
-    end = len(token_ids)
-    while end and not _ends_turn(token_ids[end - 1], tokenizer) and not _decode(token_ids[end - 1 : end], tokenizer).strip():
-        end -= 1
-    # Without an end-of-turn token, white space at the end may be the answer's own.
-    return end if end and _ends_turn(token_ids[end - 1], tokenizer) else len(token_ids)
-
-
-def _check_spelling(turn: Turn, number: int, tokenizer: Any) -> None:
-    found = _special_spelling(tokenizer).search(turn.content)
-    if found:
-        detail = f'turn {number} ({turn.role}) holds "{found[0]}", which this model reads as a control token and not as text'
-        raise _Unfit("special_token_in_text", detail)
-
-
-def _decode(token_ids: list[int], tokenizer: Any) -> str:
-    return str(tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-
-def _ends_turn(token: int, tokenizer: Any) -> bool:
-    return token in _special_ids(tokenizer)
-
-
-def _end_of_text(tokenizer: Any) -> int:
-    if tokenizer.eos_token_id is None:
-        raise _Unfit("no_end_token", "the tokenizer has no end-of-text token, so the model could not learn to stop")
-    return int(tokenizer.eos_token_id)
-
-
-def _beginning(tokenizer: Any) -> list[int]:
-    """The begin-of-text token where this tokenizer puts one before plain text, else nothing."""
-    ids = list(tokenizer("")["input_ids"])
-    return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
-
-
-@lru_cache(maxsize=4)
-def _special_ids(tokenizer: Any) -> frozenset[int]:
-    """Control tokens: those that the tokenizer calls special."""
-    added = {token for token, spelling in tokenizer.added_tokens_decoder.items() if spelling.special}
-    return frozenset(added | set(tokenizer.all_special_ids))
-
-
-@lru_cache(maxsize=4)
-def _special_spelling(tokenizer: Any) -> re.Pattern[str]:
-    spellings = sorted((tokenizer.convert_ids_to_tokens(token) for token in _special_ids(tokenizer)), key=len, reverse=True)
-    return re.compile("|".join(re.escape(spelling) for spelling in spellings) or r"(?!)")
+def _booked(found: Sequence[Written], read: int, conversation: Conversation) -> Tokenized:
+    examples = tuple(TokenizedExample(one.token_ids, [False, *one.trained[1:]], conversation.source) for one in found)
+    total = sum(len(one.token_ids) for one in found)
+    # A row is either shortened or repeated; where both happen (split, or one example an answer) only the difference is known.
+    return Tokenized(examples, read, max(0, read - total), max(0, total - read))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier import files
+from luthier.diagnose.books import ledger_html
 from luthier.diagnose.curves import Series, finite, line_chart, smooth
 from luthier.diagnose.page import folded, page, pre, raw_table, section, table, text, tiles
 from luthier.errors import RunError
@@ -243,26 +244,7 @@ def _answer(title: str, answer: str, kind: str) -> str:
 
 
 def _ledger(run: RunFolder) -> str:
-    if not run.ledger.exists():
-        return ""
-    ledger = files.read_json(run.ledger)
-    rows, tokens = ledger["rows"], ledger["tokens"]
-    aside = sum(rows["rejected"].values())
-    lines = [["Rows", "read", f"{rows['read']:,}"]]
-    lines += [["", f"used ({kind})", f"{rows[kind]:,}"] for kind in ("train", "eval") if kind in rows] or [["", "used", f"{rows['used']:,}"]]
-    lines += [["", f"set aside: {reason.replace('_', ' ')}", f"{count:,}"] for reason, count in rows["rejected"].items()]
-    lines += [["Tokens" if name == "read" else "", name, f"{count:,}"] for name, count in tokens.items()]
-    sums = _sum_line("rows", rows["read"], {"used": rows["used"], "set aside": aside})
-    sums += _sum_line("tokens", tokens["read"], {name: tokens[name] for name in ("trained", "masked", "cut")})
-    return sums + table(["", "What became of them", "Number"], lines)
-
-
-def _sum_line(what: str, read: int, parts: dict[str, int]) -> str:
-    """The sum spelled out, so that a reader can check that nothing was lost."""
-    spelled = " + ".join(f"{count:,} {name}" for name, count in parts.items())
-    if sum(parts.values()) == read:
-        return f"<p>{read:,} {what} read = {text(spelled)}</p>"
-    return f'<p class="bad">{read:,} {what} read are not {text(spelled)}</p>'
+    return ledger_html(files.read_json(run.ledger)) if run.ledger.exists() else ""
 
 
 def _plan(run: RunFolder) -> str:

@@ -7,22 +7,24 @@ engine.optim_step(learning_rate=1e-3)
 engine.sample("Where is the nearest luthier?")
 """
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from peft.utils.other import AuxiliaryTrainingWrapper
 
 from luthier.config.settings import LoraSettings
-from luthier.data import formats
 from luthier.data import tokenize as tokens
+from luthier.data.formats.build import Built, How, build
 from luthier.engine import attention, generate, lora, reference, update
 from luthier.engine.batches import lay_out
 from luthier.engine.probe import best_device
 from luthier.errors import DataError, LuthierError
 from luthier.files import make_folder
 from luthier.models import adapters, find, load
-from luthier.records import Rejected, Source, TokenizedExample, Turn, UpdateLoss
+from luthier.records import Rejected, Row, Source, TokenizedExample, Turn, UpdateLoss
 from luthier.reporting import Silent
 
 Precision = Literal["bf16", "fp32"]
@@ -30,6 +32,7 @@ Precision = Literal["bf16", "fp32"]
 CHECK_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 # Rows of one micro-batch when the held-out loss is measured; no gradients are kept, so there is room.
 EVALUATION_BATCH = 32
+ANY_LENGTH = tokens.How(max_length=sys.maxsize)
 
 
 class Engine:
@@ -79,18 +82,15 @@ class Engine:
 
     def tokenize(self, rows: list[dict[str, Any]]) -> list[TokenizedExample]:
         """Rows in any known format as tokens with their mask. Raises DataError for the first row that cannot be trained."""
-        return [self._tokenize_row(number, row) for number, row in enumerate(rows, start=1)]
+        return [example for number, row in enumerate(rows, start=1) for example in self._tokenize_row(number, row)]
 
-    def _tokenize_row(self, number: int, row: dict[str, Any]) -> TokenizedExample:
-        source = Source("rows", number)
-        name = formats.detect(row)
-        if name is None:
-            raise DataError(formats.explain_unknown(row), where=str(source), next_step='rows such as {"messages": [{"role": ..., "content": ...}]}')
-        conversation = formats.convert(name, row, source, raw="")
-        result = conversation if isinstance(conversation, Rejected) else tokens.tokenize(conversation, self.tokenizer)
+    def _tokenize_row(self, number: int, row: dict[str, Any]) -> tuple[TokenizedExample, ...]:
+        how = How(format="auto", columns={}, strict=True, tree_paths="best")
+        built = next(build([Row(row, "", Source("rows", number))], how, "rows").built)
+        result = tokens.tokenize(built.conversation, self.tokenizer, ANY_LENGTH) if isinstance(built, Built) else built
         if isinstance(result, Rejected):
             raise DataError(result.detail, where=str(result.source), next_step="mend the row, or leave it out")
-        return result
+        return result.examples
 
     def forward_backward(self, examples: list[TokenizedExample]) -> UpdateLoss:
         """Loss and gradients of one update: one mean over all trained tokens of `examples`, however they are cut."""
@@ -113,13 +113,13 @@ class Engine:
         adam.zero_grad(set_to_none=True)
         return norm
 
-    def held_out_loss(self, examples: list[TokenizedExample]) -> float:
+    def held_out_loss(self, examples: Sequence[TokenizedExample]) -> float:
         """Mean loss over the trained tokens of `examples`, in nats; nothing is learned and no mode is left changed."""
         training = self.model.training
         self.model.eval()
         total = trained_tokens = 0.0
         for start in range(0, len(examples), EVALUATION_BATCH):
-            batch = examples[start : start + EVALUATION_BATCH]
+            batch = list(examples[start : start + EVALUATION_BATCH])
             step = lay_out(batch, micro_batch_tokens=self.micro_batch_tokens, share_prefixes=self.share_prefixes and not self.plain_reason)
             total += self._plain_loss(batch) if self.plain_reason else update.loss(self.model, step)
             trained_tokens += step.trained_tokens
@@ -181,10 +181,11 @@ class Engine:
         return "".join(self.stream([Turn(row["role"], row["content"]) for row in rows], max_new_tokens=max_new_tokens))
 
     def save_state(self, folder: str | Path, base_name: str = "") -> Path:
-        """Save what was trained, in PEFT's own format."""
+        """Save what was trained, in PEFT's own format, with the tokenizer."""
         path = Path(folder)
         make_folder(path.parent)
-        adapters.save_adapter(self.model, path, base_name or str(getattr(update.causal_model(self.model).config, "_name_or_path", "")))
+        name = base_name or str(getattr(update.causal_model(self.model).config, "_name_or_path", ""))
+        adapters.save_adapter(self.model, path, name, self.tokenizer)
         return path
 
     @property
@@ -199,14 +200,14 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
-        return update.head_weight(self.model).device
+        return update.device_of(self.model)
 
     @property
     def stop_ids(self) -> set[int]:
-        """Tokens that end an answer: the tokenizer's and all of the model's generation settings."""
+        """Tokens that end an answer: the tokenizer's, the chat template's and all of the model's generation settings."""
         configured = getattr(getattr(update.causal_model(self.model), "generation_config", None), "eos_token_id", None)
         listed = configured if isinstance(configured, list) else [configured]
-        return {token for token in [*listed, self.tokenizer.eos_token_id] if token is not None}
+        return {token for token in [*listed, self.tokenizer.eos_token_id, tokens.end_of_turn(self.tokenizer)] if token is not None}
 
     def _enter_fast_path(self) -> None:
         model = update.causal_model(self.model)
@@ -230,7 +231,7 @@ class Engine:
         step = lay_out([example], micro_batch_tokens=self.micro_batch_tokens, share_prefixes=False)
         fast, plain = update.loss(self.model, step), self._plain_loss([example])
         difference = abs(fast - plain) / max(abs(plain), 1e-6 * step.trained_tokens)
-        dtype = update.head_weight(self.model).dtype
+        dtype = update.causal_model(self.model).dtype
         if difference > CHECK_TOLERANCE.get(dtype, 2e-2):
             self.go_plain(f"the fast path's loss differs from the plain one's by {difference:.1%} on {example.source}")
         return difference
@@ -267,6 +268,8 @@ def fast_path_hindrance(model: Any) -> str:
         if getattr(config, name, None) not in (None, 1, 1.0):
             return f"its logits are scaled ({name}: {getattr(config, name)})"
     head = model.get_output_embeddings()
+    if isinstance(head, AuxiliaryTrainingWrapper):  # trained, or some rows of it: PEFT stands around the same matrix
+        head = head.original_module
     if type(head) is not torch.nn.Linear or head.bias is not None:
         return "its head is not one plain matrix"
     kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention"}

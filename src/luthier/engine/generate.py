@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from luthier.engine.attention import Decoding, KeysValues, Packed
-from luthier.engine.update import decoder, head_weight, run_packed
+from luthier.engine.update import decoder, device_of, head_weight, run_packed
 from luthier.plan.shape import common_prefix
 
 BATCH_ROWS = 64
@@ -40,14 +40,15 @@ def answer(
 @torch.no_grad()
 def stream(model: Any, prompt: list[int], *, stop_ids: set[int], max_new_tokens: int) -> Iterator[int]:
     """The greedy continuation of one prompt, token by token, without the stop token."""
-    state = Decoding(visible_BS=_visible([len(prompt)], max_new_tokens, _device(model)), prefix={})
-    next_B = _advance(model, state, _left_padded([prompt], _device(model)), 0)
+    head_VD = head_weight(model)
+    state = Decoding(visible_BS=_visible([len(prompt)], max_new_tokens, device_of(model)), prefix={})
+    next_B = _advance(model, head_VD, state, _left_padded([prompt], device_of(model)), 0)
     for _ in range(max_new_tokens - 1):
         token = int(next_B[0])
         if token in stop_ids:
             return
         yield token
-        next_B = _advance(model, state, next_B[:, None], 0)
+        next_B = _advance(model, head_VD, state, next_B[:, None], 0)
     if int(next_B[0]) not in stop_ids:
         yield int(next_B[0])
 
@@ -61,9 +62,9 @@ def _prefix(model: Any, tokens: list[int]) -> dict[int, KeysValues]:
 def _decode_batch(
     model: Any, prompts: list[list[int]], prefix: dict[int, KeysValues], shared: int, stop_ids: set[int], max_new_tokens: int
 ) -> list[list[int]]:
-    device = _device(model)
+    device, head_VD = device_of(model), head_weight(model)
     state = Decoding(visible_BS=_visible([len(prompt) for prompt in prompts], max_new_tokens, device), prefix=prefix)
-    next_B = _advance(model, state, _left_padded(prompts, device), shared)
+    next_B = _advance(model, head_VD, state, _left_padded(prompts, device), shared)
     answers: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))  # which prompt each row of the batch answers
     ended: set[int] = set()
@@ -82,17 +83,18 @@ def _decode_batch(
             rows = torch.tensor(going, device=device)
             state.keep_rows(rows)
             next_B, alive = next_B[rows], [alive[row] for row in going]
-        next_B = _advance(model, state, next_B[:, None], shared)
+        next_B = _advance(model, head_VD, state, next_B[:, None], shared)
     return answers
 
 
-def _advance(model: Any, state: Decoding, tokens_BL: Tensor, first_position: int) -> Tensor:
+def _advance(model: Any, head_VD: Tensor, state: Decoding, tokens_BL: Tensor, first_position: int) -> Tensor:
     """Run the newest tokens of each row; the likeliest next token of each, (B,)."""
     end = state.cursor + tokens_BL.shape[1]
     positions = first_position + state.visible_BS[:, :end].cumsum(1)[:, state.cursor :] - 1
     output = decoder(model)(input_ids=tokens_BL, position_ids=positions.clamp(min=0), use_cache=False, luthier_layout=state)
     state.cursor = end
-    logits_BV: Tensor = output.last_hidden_state[:, -1] @ head_weight(model).T
+    hidden_BD = output.last_hidden_state[:, -1]
+    logits_BV: Tensor = hidden_BD @ head_VD.to(hidden_BD.dtype).T
     return logits_BV.argmax(dim=-1)
 
 
@@ -106,7 +108,3 @@ def _visible(lengths: list[int], max_new_tokens: int, device: torch.device) -> T
 def _left_padded(prompts: list[list[int]], device: torch.device) -> Tensor:
     longest = max(map(len, prompts))
     return torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
-
-
-def _device(model: Any) -> torch.device:
-    return head_weight(model).device

@@ -12,18 +12,26 @@ from luthier.config.settings import Settings
 from luthier.engine.engine import Engine
 from luthier.engine.probe import best_device
 from luthier.errors import ConfigError, RunError
-from luthier.models import adapters, find, load
+from luthier.models import adapters, find, load, run_tokenizer, vocabulary
 from luthier.reporting import Reporter
 from luthier.run_folder import RunFolder, is_run, open_run
+
+
+def tokenizer_of(config: Config, folder: Path, reporter: Reporter) -> Any:
+    """The tokenizer that a run of `config` trains with, checked against the model in `folder`; with init_from, that of the earlier run."""
+    earlier = earlier_run(config).adapter if config.settings.init_from else None
+    return run_tokenizer.open_tokenizer(config, folder, reporter.say, earlier)
 
 
 def start(config: Config, settings: Settings, folder: Path, tokenizer: Any) -> Engine:
     """The model of a run that begins: the base with a new adapter, or with the adapter of `init_from`. All settings are resolved."""
     model = load.load_model(folder, settings.training.precision, device_of(settings))  # type: ignore[arg-type]
+    change = vocabulary.fit_embeddings(model, load.load_tokenizer(folder), tokenizer)
     if settings.init_from:
         model = adapters.load_adapter(model, earlier_run(config).adapter, trainable=True)
     else:
-        model = adapters.add_lora(model, **settings.lora.model_dump(), seed=settings.seed)
+        trained = vocabulary.trained_ids(tokenizer, settings.tokenizer.add_special_tokens, change)
+        model = adapters.add_lora(model, **settings.lora.model_dump(), seed=settings.seed, trained_tokens=trained)
     return _engine(model, tokenizer, settings)
 
 
@@ -37,8 +45,10 @@ def open_trained(run: RunFolder, reporter: Reporter, precision: str | None = Non
         raise RunError("has no adapter: the run has not ended", where=str(run.path), next_step=f"luthier train --resume {run.path}")
     folder = find.find(config.settings.model, reporter, config.file.parent)
     model = load.load_model(folder, precision or config.settings.training.precision, device_of(config.settings))  # type: ignore[arg-type]
+    tokenizer = _trained_tokenizer(run, folder, config)
+    vocabulary.fit_embeddings(model, load.load_tokenizer(folder), tokenizer)
     model = adapters.load_adapter(model, adapter or run.adapter, trainable=False)
-    return _engine(model, load.load_tokenizer(folder), config.settings)
+    return _engine(model, tokenizer, config.settings)
 
 
 def open_model(name: str, reporter: Reporter, precision: str = "bf16", device: str = "auto") -> Engine:
@@ -46,6 +56,13 @@ def open_model(name: str, reporter: Reporter, precision: str = "bf16", device: s
     folder = find.find(name, reporter)
     model = load.load_model(folder, precision, best_device() if device == "auto" else device)  # type: ignore[arg-type]
     return Engine(model, load.load_tokenizer(folder))
+
+
+def _trained_tokenizer(run: RunFolder, folder: Path, config: Config) -> Any:
+    """The tokenizer and the chat template that the run was trained with; for a run that keeps none, the base's."""
+    if (run.adapter / "tokenizer_config.json").is_file():
+        return load.load_tokenizer(run.adapter)
+    return load.load_tokenizer(folder, config.settings.template, config.file.parent)
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def _micro_batch_loss(model: Any, documents: list[Document], prefix: Any, prefix
 
 def run_packed(model: Any, documents: list[list[int]], first_position: int, layout: Packed) -> Tensor:
     """Hidden states after the last norm, (T, D), of documents that stand in one row and do not see each other."""
-    device = head_weight(model).device
+    device = device_of(model)
     token_ids = [token for tokens in documents for token in tokens]
     positions = [first_position + place for tokens in documents for place in range(len(tokens))]
     output = decoder(model)(
@@ -93,6 +93,12 @@ def decoder(model: Any) -> nn.Module:
     return found
 
 
+def device_of(model: Any) -> torch.device:
+    device: torch.device = next(causal_model(model).parameters()).device
+    return device
+
+
 def head_weight(model: Any) -> Tensor:
+    """The head's rows, (V, D). Where some of them are trained this is a new tensor at each call, which leads to their gradient."""
     weight: Tensor = causal_model(model).get_output_embeddings().weight
     return weight

@@ -8,7 +8,7 @@ import torch
 
 from luthier import files
 from luthier.engine import Engine
-from luthier.models.load import without_bars
+from luthier.models.load import save_tokenizer, without_bars
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -21,11 +21,14 @@ def write_merged(engine: Engine, folder: Path, precision: str) -> Path:
     """
     merged = engine.model.merge_and_unload().to(DTYPES[precision])
     merged.set_attn_implementation("sdpa")
+    if merged.generation_config is not None:  # other programs stop where this one does
+        stops = sorted(engine.stop_ids)
+        merged.generation_config.eos_token_id = stops[0] if len(stops) == 1 else stops
 
     def fill(staging: Path) -> None:
         with without_bars():
             merged.save_pretrained(staging)
-        engine.tokenizer.save_pretrained(staging)
+        save_tokenizer(engine.tokenizer, staging)
         _readable_by_older_releases(staging, precision)
 
     return files.build_folder(folder, fill)
@@ -47,7 +50,3 @@ def _readable_by_older_releases(folder: Path, precision: str) -> None:
         config["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
     config["torch_dtype"] = config["dtype"] = NAMES[precision]
     files.write_json(path, config)
-    path = folder / "tokenizer_config.json"
-    tokenizer = json.loads(path.read_text(encoding="utf-8"))
-    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
-        files.write_json(path, tokenizer | {"tokenizer_class": "PreTrainedTokenizerFast"})

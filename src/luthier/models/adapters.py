@@ -3,29 +3,43 @@
 Adapter weights are fp32, whatever the base is. A stored adapter loads with `PeftModel.from_pretrained` of any other tool.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
+from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.pytorch_utils import Conv1D
 
 from luthier import files
 from luthier.errors import ConfigError, ModelError
-from luthier.models import weights
+from luthier.models import vocabulary, weights
+from luthier.models.load import save_tokenizer
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def add_lora(
-    model: Any, r: int, lora_alpha: float, lora_dropout: float, target_modules: str | list[str], use_rslora: bool, seed: int
+    model: Any,
+    r: int,
+    lora_alpha: float,
+    lora_dropout: float,
+    target_modules: str | list[str],
+    use_rslora: bool,
+    seed: int,
+    *,
+    modules_to_save: Sequence[str] = (),
+    trained_tokens: Sequence[int] = (),
 ) -> peft.PeftModel:
     """The model with fresh adapters of rank `r`; only they are trained. The same seed gives the same adapters.
 
-    `target_modules` is all-linear (every linear layer but the head) or names of layers. Raises ConfigError for unknown names.
+    `target_modules` is all-linear (every linear layer but the head) or names of layers. `modules_to_save` names the embedding and the
+    head where they are trained whole, and `trained_tokens` the ids whose rows are. Raises ConfigError for unknown names.
     """
+    saved = _saved_tables(model, modules_to_save)
     wanted = [target_modules] if isinstance(target_modules, str) else target_modules
     config = peft.LoraConfig(
         task_type=peft.TaskType.CAUSAL_LM,
@@ -34,10 +48,46 @@ def add_lora(
         lora_dropout=lora_dropout,
         target_modules=_targets(model, wanted),
         use_rslora=use_rslora,
+        modules_to_save=saved or None,
+        ensure_weight_tying=bool(saved) and vocabulary.tied(model),
+        trainable_token_indices=vocabulary.trained_layers(model, trained_tokens) if trained_tokens and not saved else None,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return peft.get_peft_model(model, config)
+        return _with_fp32_tables(peft.get_peft_model(model, config))
+
+
+def _saved_tables(model: Any, wanted: Sequence[str]) -> list[str]:
+    """The embedding and the head by their short names, where they are trained whole: both or none, since a token stands in both."""
+    known = vocabulary.table_names(model)
+    unknown = [name for name in wanted if name not in known]
+    if unknown or (wanted and not vocabulary.tied(model) and set(wanted) != set(known)):
+        problem = f"only the embedding and the head are saved whole, not {unknown[0]}" if unknown else "the embedding and the head go together"
+        raise ConfigError(problem, where="lora.modules_to_save", next_step=f"lora.modules_to_save: [{', '.join(known)}]")
+    return known if wanted else []
+
+
+def _with_fp32_tables(model: peft.PeftModel) -> peft.PeftModel:
+    """Keep tables that are trained whole in fp32 (an update of 1e-5 is lost in bf16), and let them take and give the base's format."""
+    base: Any = model.get_base_model()
+    for wrapper in (base.get_input_embeddings(), base.get_output_embeddings()):
+        if not isinstance(wrapper, ModulesToSaveWrapper):
+            continue
+        dtype = wrapper.original_module.weight.dtype
+        for module in wrapper.modules_to_save.values():
+            module.weight.data = module.weight.data.float()
+            module.forward = _forward_in(module, dtype)
+    return model
+
+
+def _forward_in(module: Any, dtype: torch.dtype) -> Any:
+    plain = type(module).forward
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = plain(module, x.to(module.weight.dtype) if x.is_floating_point() else x)
+        return output.to(dtype)
+
+    return forward
 
 
 def _targets(model: Any, wanted: list[str]) -> list[str]:
@@ -73,8 +123,10 @@ def load_adapter(model: Any, folder: Path, trainable: bool) -> peft.PeftModel:
     # PEFT warns where the name is not this folder's path; it is ours to compare, and is put back below.
     base_name, config.base_model_name_or_path = config.base_model_name_or_path, None
     config.inference_mode = not trainable
+    if surplus := _tokens_beyond(config, model):
+        raise _mismatch(folder, stored_config, model, surplus)
     try:
-        adapted = peft.get_peft_model(model, config)
+        adapted = _with_fp32_tables(peft.get_peft_model(model, config))
     except ValueError as error:
         raise _mismatch(folder, stored_config, model, str(error)) from error
     config.base_model_name_or_path = base_name
@@ -83,6 +135,13 @@ def load_adapter(model: Any, folder: Path, trainable: bool) -> peft.PeftModel:
         raise _mismatch(folder, stored_config, model, difference)
     peft.set_peft_model_state_dict(adapted, tensors)
     return adapted if trainable else adapted.eval()
+
+
+def _tokens_beyond(config: peft.LoraConfig, model: Any) -> str:
+    trained = config.trainable_token_indices or {}
+    ids = [token for tokens in trained.values() for token in tokens] if isinstance(trained, dict) else trained
+    rows = len(model.get_input_embeddings().weight)
+    return f"it trains the row of token {max(ids)}, and the embedding has {rows} rows" if ids and max(ids) >= rows else ""
 
 
 def _read_tensors(folder: Path) -> dict[str, Any]:
@@ -124,17 +183,19 @@ def _mismatch(folder: Path, stored_config: dict[str, Any], model: Any, differenc
     )
 
 
-def save_adapter(model: Any, folder: Path, base_name: str) -> None:
-    """Write the adapter into `folder`, whole or not at all. `base_name` is the model's name as a user would write it.
+def save_adapter(model: Any, folder: Path, base_name: str, tokenizer: Any = None) -> None:
+    """Write the adapter into `folder`, whole or not at all, with the tokenizer beside it where one is given.
 
-    Raises ModelError where a value is not finite: then nothing is written.
+    `base_name` is the model's name as a user would write it. Raises ModelError where a value is not finite: then nothing is written.
     """
     _check_finite(_tensors(model), str(folder), "lower training.learning_rate and resume from the last checkpoint")
-    files.build_folder(folder, lambda staging: _write_adapter(model, staging, base_name))
+    files.build_folder(folder, lambda staging: _write_adapter(model, staging, base_name, tokenizer))
 
 
-def _write_adapter(model: Any, staging: Path, base_name: str) -> None:
+def _write_adapter(model: Any, staging: Path, base_name: str, tokenizer: Any) -> None:
     model.save_pretrained(staging, save_embedding_layers=False)
+    if tokenizer is not None:
+        save_tokenizer(tokenizer, staging)
     # PEFT's card is a form to fill in, and names the base by its path on this machine.
     (staging / "README.md").unlink(missing_ok=True)
     config = files.read_json(staging / CONFIG)

@@ -1,6 +1,6 @@
 """Load a checked model folder: the tokenizer and the weights. Nothing is downloaded, unpickled or run from the folder."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -9,10 +9,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from luthier import files
 from luthier.errors import ModelError
-from luthier.models import facts, weights
+from luthier.models import facts, templates, vocabulary, weights
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+# What a saved tokenizer would say of where it was loaded from.
+OF_THIS_MACHINE = {"name_or_path", "is_local", "local_files_only", "gguf_file"}
 
 
 @contextmanager
@@ -27,21 +30,43 @@ def without_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer, with a model_max_length (tokens) no longer than the model's context and with a pad token.
+def load_tokenizer(
+    folder: Path,
+    template: str = "auto",
+    beside: Path = Path(),
+    say: Callable[[str], None] = lambda line: None,
+    added_tokens: Sequence[str] = (),
+) -> Any:
+    """The folder's tokenizer, with a model_max_length (tokens) no longer than the model's context, a pad token and a chat template.
 
-    A tokenizer without a pad token pads with its end-of-text token. Raises ModelError where its files cannot be read.
+    A tokenizer without a pad token pads with its end-of-text token. `template` as in the settings (a file's path starts at `beside`);
+    `say` gets a line where it is not the tokenizer's own. Raises ModelError where its files cannot be read, ConfigError for the template.
     """
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exception for a cut file
         raise _unreadable("tokenizer", folder, error) from error
-    context = facts.context_length(folder)
+    context = facts.context_length(folder) if (folder / "config.json").is_file() else None  # beside an adapter there is none
     if context is not None:
         tokenizer.model_max_length = min(tokenizer.model_max_length, context)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    vocabulary.add_tokens(tokenizer, added_tokens)
+    own = tokenizer.chat_template is not None
+    chosen = templates.install(tokenizer, template, beside)
+    if template != "auto" or not own:
+        say(f"template: {chosen.name} ({chosen.why})")
     return tokenizer
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write the tokenizer's files, with its chat template, as Transformers 4 and 5 read them."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    stored = {name: value for name, value in files.read_json(path).items() if name not in OF_THIS_MACHINE}
+    if stored.get("tokenizer_class") == "TokenizersBackend":
+        stored["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that both know
+    files.write_json(path, stored)
 
 
 def load_model(folder: Path, precision: Literal["bf16", "fp32"], device: str) -> Any:

@@ -218,6 +218,7 @@ def _prefix(settings: Settings, rows: DataShape) -> int:
 
 def _memory(settings: Settings, facts: ModelFacts, rows: DataShape) -> dict[str, int]:
     trained = memory.lora_parameters(facts, settings.lora.r, settings.lora.target_modules)
+    trained += memory.table_parameters(facts, bool(settings.lora.modules_to_save), len(settings.tokenizer.add_special_tokens))
     return memory.lora_run_bytes(
         facts, trained, settings.training.precision, _micro_batch(settings, rows), rows.train_tokens // rows.train_rows, _prefix(settings, rows)
     )
@@ -243,6 +244,9 @@ def _notes(settings: Settings, machine: Machine, rows: DataShape, updates: int) 
         notes.append(f"note: {machine.faster_precision} is faster on this machine than {settings.training.precision}")
     if rows.train_rows < 50:
         notes.append(f"note: {rows.train_rows} rows teach a form at best; a few hundred are usual for a task")
+    if reserved := settings.data.reserve_for_generation:
+        left = int(settings.data.max_length) - reserved
+        notes.append(f"note: rows have up to {left:,} tokens, since data.reserve_for_generation keeps {reserved:,} of data.max_length free")
     return notes
 
 

@@ -38,6 +38,12 @@ def lora_parameters(facts: ModelFacts, r: int, targets: str | list[str]) -> int:
     return facts.layers * r * sum(inputs + outputs for inputs, outputs in adapted)
 
 
+def table_parameters(facts: ModelFacts, whole: bool, added_tokens: int) -> int:
+    """Numbers that are trained in the embedding and the head: all of their rows, or those of added tokens; once where they are tied."""
+    rows = facts.vocabulary if whole else added_tokens
+    return (1 if facts.tied else 2) * rows * facts.hidden
+
+
 def body_parameters(facts: ModelFacts) -> int:
     """Numbers in the blocks: all parameters less the embedding, and less the head where it is not the embedding again."""
     tables = 1 if facts.tied else 2

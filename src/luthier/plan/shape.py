@@ -1,28 +1,28 @@
 """The rows of a run in numbers, as the plan needs them."""
 
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from luthier.plan.choose import DataShape
-from luthier.records import Conversation, TokenizedExample
+from luthier.records import Conversation
 
+Counts = np.ndarray[Any, np.dtype[np.int64]]
 CHARACTERS_PER_TOKEN = 4  # English text with the usual vocabularies
 TOKENS_PER_TURN = 5  # what a chat template writes around one message
 SPOKEN = {"assistant", "completion", "text"}  # roles whose text is trained
 
 
-def of_rows(examples: list[TokenizedExample]) -> DataShape:
-    """Count the training rows. The shared prefix is what all of them begin with, up to the token before the first trained one."""
-    lengths = [len(example.token_ids) for example in examples]
-    answers = sorted(example.trained_tokens for example in examples)
-    common = common_prefix([example.token_ids for example in examples])
-    seam = min(example.trained.index(True) for example in examples) - 1
+def of_tokens(lengths: Counts, trained_tokens: Counts, shared_prefix_tokens: int) -> DataShape:
+    """From the counts of the training examples, one number an example."""
     return DataShape(
-        train_rows=len(examples),
-        train_tokens=sum(lengths),
-        trained_tokens=sum(answers),
-        longest=max(lengths),
-        shared_prefix_tokens=max(0, min(common, seam)),
-        answer_p99=answers[min(len(answers) - 1, int(0.99 * len(answers)))],
+        train_rows=len(lengths),
+        train_tokens=int(lengths.sum()),
+        trained_tokens=int(trained_tokens.sum()),
+        longest=int(lengths.max()),
+        shared_prefix_tokens=shared_prefix_tokens,
+        answer_p99=int(np.sort(trained_tokens)[min(len(lengths) - 1, int(0.99 * len(lengths)))]),
     )
 
 

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from luthier.config.load import load_config
+from luthier.data.tokenize import knows_system
 from luthier.engine import Engine, opening
-from luthier.errors import CallError
+from luthier.errors import CallError, DataError
 from luthier.records import Turn
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder
@@ -28,8 +29,8 @@ class Talk:
         stream = self._stream_base if voice == "base" else self._stream
         try:
             yield from self.sessions[voice].ask(text, stream)
-        except ValueError as error:
-            raise CallError(str(error), where="chat", next_step='another system message, or none: --system ""') from error
+        except DataError as error:
+            raise CallError(error.problem, where="chat", next_step='another question, or another system message (none: --system "")') from error
 
     def _stream(self, turns: list[Turn]) -> Iterator[str]:
         return self.engine.stream(turns, max_new_tokens=self.max_new_tokens)
@@ -49,6 +50,8 @@ def open_talk(run: RunFolder, reporter: Reporter | None = None, *, system: str |
         reporter.say(f"system message (the one this run was trained with): {used}")
     elif system is None and promised["templated"]:
         reporter.say("system message: none, as in the training rows (a chat template may put in its own)")
+    if used and promised["templated"] and not knows_system(engine.tokenizer):
+        reporter.say("this chat template has no system role: the system message is put before the first question")
     length = max_new_tokens or max(256, int(load_config(run.config).settings.evaluation.max_new_tokens))
     sessions = {voice: Session(used, promised["templated"]) for voice in VOICES}
     return Talk(engine, sessions, length)

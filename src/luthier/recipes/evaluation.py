@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from luthier.config.data import DataSettings
 from luthier.config.load import load_config
-from luthier.config.settings import DataSettings, EvaluationSettings
+from luthier.config.settings import EvaluationSettings
 from luthier.data import ledger, prepare
 from luthier.data.tokenize import prompt_ids
 from luthier.diagnose.report import write_report
@@ -69,9 +70,9 @@ def _held_out(run: RunFolder) -> list[Conversation]:
     return rows
 
 
-def _rows_of(file: str, reporter: Reporter) -> list[Conversation]:
+def _rows_of(file: str, reporter: Reporter) -> Sequence[Conversation]:
     """A file of questions; nothing is trained, so nothing is split off. What is set aside is said."""
-    loaded = prepare.load_rows(DataSettings(train=file, eval=None), Path(), seed=0)
+    loaded = prepare.load_rows(DataSettings(train=file, eval=None), Path(), seed=0, reporter=reporter)
     for note in loaded.notes:
         reporter.say(note)
     rows = loaded.train
@@ -80,10 +81,10 @@ def _rows_of(file: str, reporter: Reporter) -> list[Conversation]:
     return rows
 
 
-def _examples(run: RunFolder, shots: int, engine: Engine, reporter: Reporter) -> list[Conversation]:
+def _examples(run: RunFolder, shots: int, engine: Engine, reporter: Reporter) -> Sequence[Conversation]:
     """Rows that were trained, as examples for the prompt."""
     config = load_config(run.config)
-    rows = prepare.trained_rows(config.settings.data, config.file.parent, config.settings.seed, engine.tokenizer)
+    rows = prepare.trained_rows(run, config.settings.data, config.file.parent, config.settings.seed, engine.tokenizer)
     if len(rows) < shots:
         reporter.say(f"evaluation.shots is {shots} and there are {len(rows)} training rows: the base is shown {len(rows)}")
     return questions.spread(rows, shots)
@@ -102,9 +103,9 @@ def _prompt(row: Conversation, examples: Sequence[Conversation], engine: Engine)
     others = [example for example in examples if example.turns != row.turns]
     turns = questions.with_examples(row.prompt, others) if others else row.prompt
     try:
-        return prompt_ids(turns, engine.tokenizer)
-    except ValueError as error:
-        raise DataError(str(error), where=str(row.source), next_step="ask in the form that the model was trained with") from error
+        return prompt_ids(turns, engine.tokenizer, row.tools)
+    except DataError as error:
+        raise DataError(error.problem, where=str(row.source), next_step="ask in the form that the model was trained with") from error
 
 
 def _scores(column: Column, rows: Sequence[Conversation], names: Sequence[str]) -> dict[str, Metric]:

@@ -1,5 +1,6 @@
 """Take a run out of the workshop: the adapter, or one merged model, and the proof that it is the same thing."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from luthier import files
 from luthier.config.load import Config, load_config
 from luthier.data import ledger, prepare
-from luthier.data.tokenize import prompt_ids, tokenize
+from luthier.data.tokenize import How, Tokenized, prompt_ids, tokenize
 from luthier.diagnose.report import write_report
 from luthier.engine import Engine, opening
 from luthier.errors import CallError, RunError
@@ -37,8 +38,9 @@ def export(run: RunFolder, to: str, reporter: Reporter | None = None, *, folder:
     config = load_config(run.config)
     trained = opening.open_trained(run, reporter, "fp32")
     rows = _rows(run, config, trained.tokenizer)
-    prompts = [prompt_ids(row.prompt, trained.tokenizer) for row in rows if row.prompt]
-    whole = [_example(tokenize(row, trained.tokenizer)) for row in rows]
+    prompts = [prompt_ids(row.prompt, trained.tokenizer, row.tools) for row in rows if row.prompt]
+    how = How(sys.maxsize, loss_on=config.settings.data.loss_on)
+    whole = [_example(tokenize(row, trained.tokenizer, how)) for row in rows]
     length = int(config.settings.evaluation.max_new_tokens)
 
     with reporter.bar(f"comparing {to} with the trained model", 2) as bar:
@@ -68,17 +70,17 @@ def _target(run: RunFolder, to: str, folder: Path | None) -> Path:
     return target
 
 
-def _rows(run: RunFolder, config: Config, tokenizer: Any) -> list[Conversation]:
+def _rows(run: RunFolder, config: Config, tokenizer: Any) -> Sequence[Conversation]:
     """Rows to compare on: held out where there are some, else those that were trained."""
-    rows = ledger.read_held_out(run)
+    rows: Sequence[Conversation] = ledger.read_held_out(run)
     if not rows:
-        rows = prepare.trained_rows(config.settings.data, config.file.parent, config.settings.seed, tokenizer)
+        rows = prepare.trained_rows(run, config.settings.data, config.file.parent, config.settings.seed, tokenizer)
     return rows[: min(ROWS, config.settings.evaluation.max_rows or ROWS)]
 
 
 def _example(tokenized: object) -> TokenizedExample:
-    assert isinstance(tokenized, TokenizedExample)  # the run has used this row already
-    return tokenized
+    assert isinstance(tokenized, Tokenized)  # the run has used this row already
+    return tokenized.examples[0]
 
 
 def _answers(engine: Engine, prompts: Sequence[list[int]], rows: Sequence[TokenizedExample], max_new_tokens: int) -> parity.Answers:

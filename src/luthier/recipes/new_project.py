@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from luthier import files
-from luthier.config.settings import DataSettings, EvaluationSettings, LoraSettings, Settings, TrainingSettings
+from luthier.config.data import DataSettings
+from luthier.config.settings import EvaluationSettings, LoraSettings, Settings, TrainingSettings
 from luthier.errors import CallError
 from luthier.files import make_folder, write_lines, write_text
 from luthier.reporting import Reporter
@@ -111,7 +112,7 @@ def _section_lines(section: type[BaseModel], indent: str) -> Iterator[str]:
         if not indent:
             yield ""
         yield f"{indent}# {field.description}{_choices(field)}"
-        chosen = SET[section]
+        chosen = SET.get(section, {})
         yield f"{indent}{name}: {_yaml(chosen[name])}" if name in chosen else f"{indent}# {name}: {_yaml(field.default)}"
 
 

@@ -14,7 +14,7 @@ def make_plan(config: Config, reporter: Reporter | None = None) -> Plan:
     """The plan of a config on this machine. Reads the rows; fetches nothing but a model that is not here and not in the catalog."""
     reporter = reporter or Silent()
     settings = config.settings
-    rows = prepare.load_rows(settings.data, config.file.parent, settings.seed)
+    rows = prepare.load_rows(settings.data, config.file.parent, settings.seed, reporter)
     for note in rows.notes:
         reporter.say(note)
     here = machine.stored_machine(files.home()) or machine.this_machine_without_torch()

@@ -13,13 +13,14 @@ from luthier import files, run_folder
 from luthier.config.load import Config, load_config, settings_to_yaml
 from luthier.config.settings import Settings
 from luthier.data import prepare
-from luthier.data.prepare import Prepared
+from luthier.data.prepare import Prepared, Rows
+from luthier.data.read.source import is_local
 from luthier.data.tokenize import prompt_ids
 from luthier.diagnose.report import write_report
 from luthier.engine import Engine, opening, probe
-from luthier.errors import ConfigError, LuthierError
+from luthier.errors import ConfigError, DataError, LuthierError
 from luthier.evaluate import metrics
-from luthier.models import facts, find, load
+from luthier.models import facts, find
 from luthier.plan import choose, shape
 from luthier.plan.choose import Plan
 from luthier.records import StepReport
@@ -30,6 +31,7 @@ from luthier.train import checkpoint, loop, order, schedule
 from luthier.train.checkpoint import Place
 from luthier.version import VERSION
 
+JUDGED = {"preference": "pairs of a better and a worse answer", "kto": "answers that are labeled good or bad"}
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 
 
@@ -49,18 +51,24 @@ def fit(config: Config, reporter: Reporter | None = None, *, title: str = "", re
     reporter = reporter or Silent()
     config = _with_earlier_adapter(config)
     asked = config.settings
-    rows = prepare.load_rows(asked.data, config.file.parent, asked.seed)
+    rows = prepare.load_rows(asked.data, config.file.parent, asked.seed, reporter)
+    _check_answers(rows)
     metrics.check(asked.evaluation.metrics, [row.answer for row in rows.held_out])
 
     folder = find.find(asked.model, reporter, config.file.parent)
-    tokenizer = load.load_tokenizer(folder)
+    tokenizer = opening.tokenizer_of(config, folder, reporter)
     model_facts = facts.from_folder(folder)
     max_length = choose.max_length(asked, model_facts).value
-    prepared = prepare.tokenize_rows(rows, tokenizer, int(str(max_length)), asked.data.too_long)
+    prepared = prepare.tokenize_rows(rows, tokenizer, int(str(max_length)), asked.data, reporter)
     for note in [*config.notes, *prepared.rows.notes]:
         reporter.say(note)
 
-    plan = choose.resolve(asked, model_facts, probe.known_machine(opening.device_of(asked)), shape.of_rows(prepared.train))
+    plan = choose.resolve(
+        asked,
+        model_facts,
+        probe.known_machine(opening.device_of(asked)),
+        shape.of_tokens(prepared.lengths, prepared.trained_tokens, prepared.shared_prefix_tokens),
+    )
     for line in plan.lines():
         reporter.say(line)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -69,7 +77,7 @@ def fit(config: Config, reporter: Reporter | None = None, *, title: str = "", re
     # From the run's own settings: they name files and runs wherever one stands, and go on to mean the same (init_from: last).
     engine = opening.start(load_config(run.config), plan.settings, folder, tokenizer)
     contract.write(run, tokenizer, engine.stop_ids, prepared.rows.train)
-    engine.check(min(prepared.train, key=lambda example: len(example.token_ids)))
+    engine.check(prepared.train[int(prepared.lengths.argmin())])
     if engine.plain_reason:
         reporter.say(f"the plain path is used, one row at a time: {engine.plain_reason}")
     _train(run, engine, prepared, plan, reporter, resumed=resume is not None)
@@ -78,6 +86,17 @@ def fit(config: Config, reporter: Reporter | None = None, *, title: str = "", re
     write_report(run)
     run.say("finished")
     return run
+
+
+def _check_answers(rows: Rows) -> None:
+    """Raises DataError where a source holds more than answers to learn: the worse answer of a pair must not be trained."""
+    for source in rows.sources:
+        if what := JUDGED.get(source["format"]):
+            raise DataError(
+                f"holds {what}; training on answers takes rows with one good answer each",
+                where=source["file"],
+                next_step=f"luthier data convert {source['file']} --to messages -o answers.jsonl keeps the good answers",
+            )
 
 
 def _with_earlier_adapter(config: Config) -> Config:
@@ -101,7 +120,7 @@ def _begin(config: Config, plan: Plan, prepared: Prepared, folder: Path, title: 
     """A new run folder with everything that is known before the first update."""
     name = title or Path(plan.settings.model).name
     run = run_folder.create(Path(config.beside(plan.settings.output_dir)), name)
-    files.write_text(run.config, settings_to_yaml(_with_absolute_paths(config, plan.settings)))
+    files.write_text(run.config, settings_to_yaml(_with_absolute_paths(config, plan.settings, prepared.rows)))
     files.write_json(run.plan, plan.as_json())
     files.write_json(run.environment, _environment(folder))
     prepare.write_ledger(run, prepared)
@@ -109,17 +128,27 @@ def _begin(config: Config, plan: Plan, prepared: Prepared, folder: Path, title: 
     return run
 
 
-def _with_absolute_paths(config: Config, settings: Settings) -> Settings:
+def _with_absolute_paths(config: Config, settings: Settings, rows: Rows) -> Settings:
     """The settings of a run can be used from anywhere: paths that were relative to the file are made absolute."""
 
     def absolute(path: str) -> str:
         return str(Path(config.beside(path)).resolve())
 
+    def rows_at(path: str) -> str:
+        if path == "-":
+            return next(str(source["path"]) for source in rows.sources if source["file"] == "-")
+        return absolute(path) if is_local(path, config.file.parent) else path
+
     data = settings.data
-    train = absolute(data.train) if isinstance(data.train, str) else [absolute(path) for path in data.train]
-    held_out = data.eval if data.eval is None or data.eval.endswith("%") else absolute(data.eval)
+    sources = [source.model_copy(update={"path": rows_at(source.path)}) for source in data.sources]
+    train = sources[0].path if isinstance(data.train, str) else sources
+    held_out = data.eval if data.eval is None or data.eval.endswith("%") else rows_at(data.eval)
     model_path = Path(config.beside(settings.model))
     changes: dict[str, Any] = {"data": data.model_copy(update={"train": train, "eval": held_out}), "output_dir": absolute(settings.output_dir)}
+    if settings.template.endswith(".jinja"):
+        changes["template"] = absolute(settings.template)
+    if settings.tokenizer.path:
+        changes["tokenizer"] = settings.tokenizer.model_copy(update={"path": absolute(settings.tokenizer.path)})
     if find.is_folder(settings.model, config.file.parent):
         changes["model"] = str(model_path.resolve())
     if settings.init_from:
@@ -142,7 +171,7 @@ def _environment(folder: Path) -> dict[str, Any]:
 def _train(run: RunFolder, engine: Engine, prepared: Prepared, plan: Plan, reporter: Reporter, *, resumed: bool) -> None:
     settings = plan.settings
     training = settings.training
-    place = Place(0, loop.fingerprint(prepared.train), settings.seed, str(training.precision))
+    place = Place(0, prepared.sha256, settings.seed, str(training.precision))
     if resumed:
         place = _restore(run, engine, place, reporter)
     course = loop.Course(
@@ -229,7 +258,7 @@ def _evaluator(run: RunFolder, engine: Engine, prepared: Prepared, settings: Set
         run.add_evaluation(report.step, loss, {})
         reporter.say(f"step {report.step}/{updates}  held-out loss {loss:.4f}")
         if shown:
-            prompts = [prompt_ids(row.prompt, engine.tokenizer) for row in shown]
+            prompts = [prompt_ids(row.prompt, engine.tokenizer, row.tools) for row in shown]
             answers = engine.answer(prompts, max_new_tokens=int(settings.evaluation.max_new_tokens))
             for row, answer in zip(shown, answers, strict=True):
                 reporter.say(f"  {_on_a_line(row.prompt[-1].content)}  ->  {_on_a_line(answer)}")

@@ -1,6 +1,7 @@
 """`luthier init --script trainer`: the same run as plain Transformers Trainer and PEFT, for those who want to compare or to leave."""
 
 import importlib.resources
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,10 @@ from luthier.config.load import Config
 from luthier.config.settings import Settings
 from luthier.data.prepare import load_rows, tokenize_rows
 from luthier.engine import opening, probe
-from luthier.errors import CallError, ConfigError
+from luthier.errors import CallError, ConfigError, DataError
 from luthier.files import make_folder, write_lines, write_text
 from luthier.models import facts
 from luthier.models.find import find
-from luthier.models.load import load_tokenizer
 from luthier.plan import choose, shape
 from luthier.records import Conversation
 from luthier.reporting import Reporter, Silent
@@ -31,13 +31,15 @@ def write_trainer_script(config: Config, to: Path, reporter: Reporter | None = N
     rows_file = to.with_name(f"{to.stem}.rows.jsonl")
     _check_settings(config)
     _check_absent(to, rows_file)
-    rows = load_rows(config.settings.data, config.file.parent, config.settings.seed)
+    rows = load_rows(config.settings.data, config.file.parent, config.settings.seed, say)
     folder = find(config.settings.model, say, config.file.parent)
     model_facts = facts.from_folder(folder)
     max_length = int(str(choose.max_length(config.settings, model_facts).value))
-    prepared = tokenize_rows(rows, load_tokenizer(folder), max_length, config.settings.data.too_long)
+    prepared = tokenize_rows(rows, opening.tokenizer_of(config, folder, say), max_length, config.settings.data, say)
     machine = probe.known_machine(opening.device_of(config.settings))
-    settings = choose.resolve(config.settings, model_facts, machine, shape.of_rows(prepared.train)).settings
+    in_numbers = shape.of_tokens(prepared.lengths, prepared.trained_tokens, prepared.shared_prefix_tokens)
+    settings = choose.resolve(config.settings, model_facts, machine, in_numbers).settings
+    _check_rows(prepared.rows.train)
     values = {"MODEL": str(folder.resolve()), "ROWS": rows_file.name, "OUTPUT": f"{to.stem}-output", **_values(settings)}
     make_folder(to.parent)
     write_lines(rows_file, [_row(row) for row in prepared.rows.train])
@@ -47,12 +49,32 @@ def write_trainer_script(config: Config, to: Path, reporter: Reporter | None = N
 
 
 def _check_settings(config: Config) -> None:
-    if config.settings.init_from is not None:
+    settings, data = config.settings, config.settings.data
+    unknown = {
+        "init_from": settings.init_from is not None,
+        "template": settings.template != "auto",
+        "tokenizer.path": settings.tokenizer.path is not None,
+        "tokenizer.add_special_tokens": bool(settings.tokenizer.add_special_tokens),
+        "lora.modules_to_save": bool(settings.lora.modules_to_save),
+        "data.loss_on": data.loss_on != "assistant",
+        "data.too_long": data.too_long in ("split", "truncate"),
+    }
+    for name in (name for name, given in unknown.items() if given):
         raise ConfigError(
-            "a script starts from a fresh adapter, and init_from names a run",
-            where=config.given.get("init_from", str(config.file)),
-            next_step="take init_from out",
+            f"the plain script knows nothing of {name}",
+            where=config.given.get(name, str(config.file)),
+            next_step=f"take {name} out, or train with luthier train",
         )
+
+
+def _check_rows(rows: Sequence[Conversation]) -> None:
+    for row in rows:
+        if row.tools or any(turn.extra or turn.trained is not None for turn in row.turns):
+            raise DataError(
+                "holds tools, or messages with more than a role and a text: the plain script reads neither",
+                where=str(row.source),
+                next_step="train with luthier train",
+            )
 
 
 def _check_absent(*paths: Path) -> None:

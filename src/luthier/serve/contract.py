@@ -7,7 +7,7 @@ from typing import Any
 
 from luthier import files
 from luthier.data.tokenize import prompt_ids
-from luthier.errors import RunError
+from luthier.errors import DataError, RunError
 from luthier.records import Conversation, Turn
 from luthier.run_folder import RunFolder
 
@@ -21,12 +21,13 @@ def write(run: RunFolder, tokenizer: Any, stop_ids: set[int], rows: Sequence[Con
         run.contract,
         {
             "schema": SCHEMA,
+            "template": tokenizer.chat_template,
             "template_sha256": template_hash(tokenizer),
             "templated": rows[0].templated,
             "system": shared_system(rows),
             "stop_tokens": _spelled(stop_ids, tokenizer),
             "golden": [
-                {"messages": [{"role": turn.role, "content": turn.content} for turn in row.prompt], "ids": prompt_ids(row.prompt, tokenizer)}
+                {"messages": [_message(turn) for turn in row.prompt], "tools": row.tools, "ids": prompt_ids(row.prompt, tokenizer, row.tools)}
                 for row in rows[:GOLDEN_PROMPTS]
                 if row.prompt
             ],
@@ -44,7 +45,7 @@ def read_checked(run: RunFolder, tokenizer: Any, stop_ids: set[int]) -> dict[str
             next_step="restore the base model's generation_config.json and tokenizer, or train again",
         )
     for golden in contract["golden"]:
-        if _rendered(golden["messages"], tokenizer) != golden["ids"]:
+        if not _same(golden, contract["template_sha256"], tokenizer):
             raise RunError(
                 "the base's tokenizer or chat template has changed since the training: the same messages give other tokens",
                 where=str(run.contract),
@@ -57,12 +58,19 @@ def _spelled(token_ids: set[int], tokenizer: Any) -> list[str]:
     return sorted(tokenizer.convert_ids_to_tokens(sorted(token_ids)))
 
 
-def _rendered(messages: list[dict[str, str]], tokenizer: Any) -> list[int] | None:
-    """The tokens of the messages; None where the template refuses them."""
+def _message(turn: Turn) -> dict[str, str]:
+    return {"role": turn.role, "content": turn.content} | ({"extra": turn.extra} if turn.extra else {})
+
+
+def _same(golden: dict[str, Any], template_sha256: str, tokenizer: Any) -> bool:
+    """Whether the messages still give the same tokens. A template that writes today's date can only be compared itself."""
+    if "strftime_now" in str(tokenizer.chat_template):
+        return template_hash(tokenizer) == template_sha256
+    turns = [Turn(message["role"], message["content"], extra=message.get("extra", "")) for message in golden["messages"]]
     try:
-        return prompt_ids([Turn(message["role"], message["content"]) for message in messages], tokenizer)
-    except ValueError:
-        return None
+        return bool(prompt_ids(turns, tokenizer, golden.get("tools", "")) == golden["ids"])
+    except DataError:
+        return False
 
 
 def template_hash(tokenizer: Any) -> str:

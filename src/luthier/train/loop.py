@@ -1,12 +1,11 @@
 """The training loop: the rows of each update, one update, and everyone who wants to know is told."""
 
-import hashlib
 import math
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -42,7 +41,7 @@ class Stop:
     signal: int = 0
 
 
-def fit(engine: Engine, examples: list[TokenizedExample], course: Course, watchers: list[Watcher], stop: Stop, *, done: int = 0) -> int:
+def fit(engine: Engine, examples: Sequence[TokenizedExample], course: Course, watchers: list[Watcher], stop: Stop, *, done: int = 0) -> int:
     """Train from update `done` to the end of the course, or until `stop` says so. Returns the updates that are done.
 
     Raises RunError when the loss or the gradient is not finite: nothing of such an update is kept.
@@ -120,12 +119,3 @@ def peak_bytes() -> int:
         return int(torch.cuda.max_memory_allocated())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def fingerprint(examples: list[TokenizedExample]) -> str:
-    """sha256 over the tokens and masks of the training rows, in order."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(np.asarray(example.token_ids, dtype=np.int64).tobytes())
-        digest.update(np.asarray(example.trained, dtype=np.bool_).tobytes())
-    return digest.hexdigest()

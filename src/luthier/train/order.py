@@ -1,8 +1,11 @@
 """Which row comes when: a number in, a place out. Depends on the seed and the epoch alone, never on the machine or the cut."""
 
+from functools import lru_cache
+
 import numpy as np
 
 
+@lru_cache(maxsize=2)
 def epoch_order(rows: int, seed: int, epoch: int) -> list[int]:
     """The order of `rows` in one epoch (0-based), as indices."""
     order: list[int] = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(rows).tolist()

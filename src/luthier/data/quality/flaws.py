@@ -14,10 +14,11 @@ def flaw(conversation: Conversation) -> tuple[str, str] | None:
 
 
 def _flaw_of_turn(turn: Turn) -> tuple[str, str] | None:
-    if turn.role in ANSWERS and not turn.content.strip():
+    calls_a_tool = '"tool_calls"' in turn.extra
+    if turn.role in ANSWERS and not turn.content.strip() and not calls_a_tool:
         return "empty_answer", "has no text, so there is nothing to learn"
-    # An empty system turn is a choice: it keeps a template from putting in its own.
-    if turn.role != "system" and not turn.content.strip():
+    # An empty system turn is a choice: it keeps a template from putting in its own. A tool may give back nothing.
+    if turn.role not in ("system", "tool") and not turn.content.strip() and not calls_a_tool:
         return "empty_prompt", "has no text"
     if "\0" in turn.content:
         return "nul_character", "holds a NUL character, a sign of a damaged file"

@@ -1,6 +1,6 @@
 import pytest
 
-from luthier.data.quality import flaw
+from luthier.data.quality.flaws import flaw
 from luthier.records import Conversation, Source, Turn
 
 

@@ -1,0 +1,83 @@
+"""Settings of the rows: which, how they are read, and what of them is trained."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from luthier.config.section import Auto, Section, Text
+
+FormatName = Literal[
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "completion",
+    "text",
+    "dolly",
+    "question_answer",
+    "openassistant",
+    "openassistant_tree",
+    "message_log",
+    "preference",
+    "kto",
+]
+
+
+class SourceSettings(Section):
+    """One source of rows, where more than its path is to be said."""
+
+    path: Text = Field(description="a file, a folder, a pattern (data/*.jsonl), - for standard input, or a hub data set (org/name)")
+    weight: float = Field(1.0, gt=0, description="how often each row is used in an epoch: 2 = twice, 0.5 = every second row, drawn by the seed")
+    format: FormatName | None = Field(None, description="how its rows are built; null: as data.format says")
+    columns: dict[Text, Text] = Field({}, description="our name of a column -> its name in this source")
+    split: Text | None = Field(None, description="the split of a hub data set, or the key of a .json file that holds several lists")
+    name: Text | None = Field(None, description="the configuration of a hub data set")
+    revision: Text | None = Field(None, description="the version of a hub data set: a commit, a tag or a branch")
+
+
+class DataSettings(Section):
+    """Which rows, and what to do with them."""
+
+    train: Text | Annotated[list[Text | SourceSettings], Field(min_length=1)] = Field(
+        description="rows to learn from: a file, a folder, a pattern (data/*.jsonl), - for standard input, a hub data set (org/name), "
+        "or a list of them, each with a weight if wanted"
+    )
+    eval: Text | None = Field("5%", description="rows held out: a share of the training rows (5%), a file, or null for none")
+    format: FormatName | Auto = Field("auto", description="how a row is built; auto finds it from the columns and says what it found")
+    columns: dict[Text, Text] = Field({}, description="our name of a column -> its name in the files, such as {question: Frage, answer: Antwort}")
+    strict: bool = Field(
+        True,
+        description="false: consecutive turns of one speaker are joined, a late system message is moved first, "
+        "and turns after the last answer are left out; each is listed",
+    )
+    encoding: Text = Field("utf-8", description="how text files are encoded")
+    tree_paths: Literal["best", "all"] = Field("best", description="of a tree of messages (OpenAssistant): the best-ranked answers, or every path")
+    max_length: Annotated[int, Field(ge=8)] | Auto = Field("auto", description="longest row in tokens; auto is the model's context, at most 2048")
+    too_long: Literal["error", "drop", "split", "truncate"] = Field(
+        "error",
+        description="rows over max_length: error sets up to 1 % aside as rejected and stops above that; drop sets all aside; "
+        "split cuts plain text into windows and chats between turns; truncate leaves out the beginning of the context, never any of the answer",
+    )
+    reserve_for_generation: int = Field(0, ge=0, description="tokens of max_length that rows leave free, as room for longer answers when serving")
+    loss_on: Literal["assistant", "last_assistant", "all"] = Field(
+        "assistant", description="what is trained: every answer, the last one, or every token"
+    )
+
+    @field_validator("eval")
+    @classmethod
+    def _is_a_share_or_a_file(cls, value: str | None) -> str | None:
+        if value and value.endswith("%") and not _is_share(value[:-1]):
+            raise ValueError("a share should be above 0% and at most 100%; null holds nothing out")
+        return value
+
+    @property
+    def sources(self) -> list[SourceSettings]:
+        """The training sources, each with all that is known of it."""
+        given = [self.train] if isinstance(self.train, str) else self.train
+        return [SourceSettings(path=source) if isinstance(source, str) else source for source in given]
+
+
+def _is_share(percent: str) -> bool:
+    try:
+        return 0 < float(percent) <= 100
+    except ValueError:
+        return False

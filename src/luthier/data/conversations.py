@@ -1,0 +1,47 @@
+"""Files that are named on the command line, as conversations with the lines that they came from: what split, mix, convert and synth read."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.config.data import SourceSettings
+from luthier.data.formats.build import Formatted, How, build
+from luthier.data.read.rows import rows_of
+from luthier.data.read.source import SourceFile, find_sources
+from luthier.records import Rejected, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How files are read: the names that the settings have below `data`."""
+
+    format: str
+    columns: Mapping[str, str]
+    encoding: str
+
+
+AS_FOUND = Reading("auto", {}, "utf-8")
+
+
+def files_of(paths: Sequence[str], spool: Path, said: Callable[[str], None]) -> list[SourceFile]:
+    """The files of rows that the user named; standard input is kept in `spool`. Raises DataError where one is missing or no file of rows."""
+    return find_sources([SourceSettings(path=path) for path in paths], Path(), spool, said)
+
+
+def conversations(file: SourceFile, reading: Reading, said: Callable[[str], None]) -> Formatted:
+    """The conversations of a file. Their `raw` is one JSON line a row: as it stood in a .jsonl file, written anew from any other kind."""
+    rows = rows_of(file, reading.encoding, said)
+    how = How(format=reading.format, columns=reading.columns, strict=True, tree_paths="best")
+    return build(rows if file.kind == "jsonl" else _as_lines(rows), how, file.name)
+
+
+def rejected_row(row: Rejected) -> dict[str, Any]:
+    """A row that was set aside, as it stands in a .rejected.jsonl file."""
+    return {"reason": row.reason, "detail": row.detail, "file": row.source.file, "line": row.source.line, "rows": row.rows, "raw": row.raw}
+
+
+def _as_lines(rows: Iterator[Row | Rejected]) -> Iterator[Row | Rejected]:
+    for row in rows:
+        yield Row(row.value, json.dumps(row.value, ensure_ascii=False, default=str), row.source) if isinstance(row, Row) else row

@@ -1,0 +1,263 @@
+"""Rows and tokens on the disk: written once, in order, and read by number without being held in memory.
+
+Both are Arrow files with BATCH_ROWS entries a batch. Rows are compressed and read batch by batch; tokens are not, and are mapped into memory.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import numpy as np
+import pyarrow as pa
+
+from luthier.records import Conversation, Source, TokenizedExample, Turn
+
+T = TypeVar("T")
+Places = np.ndarray[Any, np.dtype[np.int64]]
+BATCH_ROWS = 512
+DIGEST = pa.binary(16)
+ROW_SCHEMA = pa.schema(
+    [
+        ("line", pa.int64()),
+        ("rows", pa.int32()),  # how many rows as read this one was made of
+        ("conversation", pa.string()),
+        ("raw", pa.string()),
+        ("exact", DIGEST),  # of all that is trained, to the letter
+        ("alike", DIGEST),  # of its text but for case and white space
+        ("group", DIGEST),  # of what is asked, but for case and white space
+    ]
+)
+TOKEN_SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("trained", pa.list_(pa.bool_())),
+        ("trained_tokens", pa.int32()),
+        # Of the whole row, on its first example:
+        ("read", pa.int64()),
+        ("cut", pa.int64()),
+        ("repeated", pa.int64()),
+    ]
+)
+
+
+def to_json(conversation: Conversation) -> str:
+    """A conversation as one line of JSON, without its source. What equals its default is left out."""
+    value: dict[str, Any] = {"turns": [_turn_value(turn) for turn in conversation.turns]}
+    if conversation.rejected:
+        value["rejected"] = [_turn_value(turn) for turn in conversation.rejected]
+    for name, default in (("templated", True), ("tools", ""), ("label", None), ("category", "")):
+        if (given := getattr(conversation, name)) != default:
+            value[name] = given
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def from_json(text: str, source: Source) -> Conversation:
+    """The inverse of `to_json`."""
+    value = json.loads(text)
+    value["turns"] = tuple(Turn(*turn) for turn in value["turns"])
+    value["rejected"] = tuple(Turn(*turn) for turn in value.get("rejected", ()))
+    return Conversation(source=source, **value)
+
+
+def _turn_value(turn: Turn) -> list[Any]:
+    if turn.extra:
+        return [turn.role, turn.content, turn.trained, turn.extra]
+    return [turn.role, turn.content] if turn.trained is None else [turn.role, turn.content, turn.trained]
+
+
+def digest(text: str) -> bytes:
+    """16 bytes that stand for a text: two texts with the same do not occur."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+class Writer:
+    """Appends entries to an Arrow file, a batch at a time. The file is whole only after `close`."""
+
+    def __init__(self, path: Path, schema: Any, *, compressed: bool) -> None:
+        self.written = 0
+        self._schema = schema
+        self._file = pa.OSFile(str(path), "wb")
+        self._writer = pa.ipc.new_file(self._file, schema, options=pa.ipc.IpcWriteOptions(compression="zstd" if compressed else None))
+        self._pending: list[tuple[Any, ...]] = []
+
+    def add(self, *entry: Any) -> None:
+        self._pending.append(entry)
+        self.written += 1
+        if len(self._pending) == BATCH_ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        if self._pending:
+            self._flush()
+        self._writer.close()
+        self._file.close()
+
+    def _flush(self) -> None:
+        columns = zip(*self._pending, strict=True)
+        arrays = [pa.array(column, type=field.type) for column, field in zip(columns, self._schema, strict=True)]
+        self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
+        self._pending = []
+
+
+class RowFile(Sequence[Conversation]):
+    """The conversations of one source. One batch is held at a time: reading in order is cheap, a jump costs a batch."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path, self.name = path, name
+        self._reader = pa.ipc.open_file(pa.OSFile(str(path), "rb"))
+        batches = self._reader.num_record_batches
+        self._length = (batches - 1) * BATCH_ROWS + self._reader.get_batch(batches - 1).num_rows if batches else 0
+        self._held = -1
+        self._columns: dict[str, Any] = {}
+        self.lines: Places = self.column("line")
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, place: int) -> Conversation: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Conversation]: ...
+    def __getitem__(self, place: int | slice) -> Conversation | Sequence[Conversation]:
+        if isinstance(place, slice):
+            return [self[index] for index in range(*place.indices(self._length))]
+        return from_json(str(self._value("conversation", place)), self.source(place))
+
+    def source(self, place: int) -> Source:
+        return Source(self.name, int(self.lines[place]))
+
+    def raw(self, place: int) -> str:
+        """The row's text as it was read."""
+        return str(self._value("raw", place))
+
+    def column(self, name: str) -> Any:
+        """A whole column: int64 numbers, or digests as (rows, 2) uint64."""
+        reader = pa.ipc.open_file(pa.OSFile(str(self.path), "rb"), options=pa.ipc.IpcReadOptions(included_fields=[ROW_SCHEMA.get_field_index(name)]))
+        batches = [reader.get_batch(number).column(0) for number in range(reader.num_record_batches)]
+        if ROW_SCHEMA.field(name).type == DIGEST:
+            parts = [np.frombuffer(batch.buffers()[1], dtype=np.uint64, count=2 * len(batch)).reshape(-1, 2) for batch in batches]
+            return np.concatenate(parts) if parts else np.zeros((0, 2), np.uint64)
+        return np.concatenate([batch.to_numpy().astype(np.int64) for batch in batches]) if batches else np.zeros(0, np.int64)
+
+    def _value(self, name: str, place: int) -> Any:
+        if not -self._length <= place < self._length:
+            raise IndexError(place)
+        batch, index = divmod(place % self._length, BATCH_ROWS)
+        if batch != self._held:
+            found = self._reader.get_batch(batch)
+            self._columns = {name: found.column(name) for name in ("conversation", "raw")}
+            self._held = batch
+        return self._columns[name][index].as_py()
+
+
+class AllRows(Sequence[Conversation]):
+    """The rows of several sources, one after the other: row `i` of the whole is row `i - starts[f]` of source f."""
+
+    def __init__(self, parts: Sequence[RowFile]) -> None:
+        self.parts = parts
+        self.starts: Places = np.cumsum([0, *(len(part) for part in parts)]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @overload
+    def __getitem__(self, place: int) -> Conversation: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Conversation]: ...
+    def __getitem__(self, place: int | slice) -> Conversation | Sequence[Conversation]:
+        if isinstance(place, slice):
+            return [self[index] for index in range(*place.indices(len(self)))]
+        part, index = self._of(place)
+        return part[index]
+
+    def source(self, place: int) -> Source:
+        part, index = self._of(place)
+        return part.source(index)
+
+    def raw(self, place: int) -> str:
+        part, index = self._of(place)
+        return part.raw(index)
+
+    def column(self, name: str) -> Any:
+        return np.concatenate([part.column(name) for part in self.parts])
+
+    def part_of(self, places: Places) -> Places:
+        """The number of the source of each row."""
+        return (np.searchsorted(self.starts, places, side="right") - 1).astype(np.int64)
+
+    def _of(self, place: int) -> tuple[RowFile, int]:
+        part = int(self.part_of(np.asarray([place]))[0])
+        if not 0 <= part < len(self.parts):
+            raise IndexError(place)
+        return self.parts[part], place - int(self.starts[part])
+
+
+class Picked(Sequence[T]):
+    """Some entries of a sequence, by their numbers (repeats allowed)."""
+
+    def __init__(self, whole: Sequence[T], places: Places) -> None:
+        self.whole, self.places = whole, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, place: int) -> T: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[T]: ...
+    def __getitem__(self, place: int | slice) -> T | Sequence[T]:
+        if isinstance(place, slice):
+            return Picked(self.whole, self.places[place])
+        return self.whole[int(self.places[place])]
+
+    def __iter__(self) -> Iterator[T]:
+        return (self.whole[int(place)] for place in self.places)
+
+
+class TokenStore(Sequence[TokenizedExample]):
+    """The tokenized examples of several sources, mapped into memory.
+
+    `rows[i]` is the number (among all rows) of the row that example i was made of; `lengths`, `trained_tokens`, `read`, `cut` and `repeated` count
+    tokens.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Path, int]], rows: AllRows) -> None:
+        """`parts`: token files in order, each with the number of its source's first row."""
+        self._all_rows = rows
+        self._batches: list[Any] = []
+        numbers: list[Places] = []
+        for path, first_row in parts:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            found = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+            self._batches += found
+            numbers += [batch.column("row").to_numpy() + first_row for batch in found]
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
+        self.rows: Places = np.concatenate(numbers) if numbers else np.zeros(0, np.int64)
+        self.lengths = self._numbers(lambda batch: batch.column("token_ids").value_lengths().to_numpy())
+        self.trained_tokens = self._numbers(lambda batch: batch.column("trained_tokens").to_numpy())
+        self.read = self._numbers(lambda batch: batch.column("read").to_numpy())
+        self.cut = self._numbers(lambda batch: batch.column("cut").to_numpy())
+        self.repeated = self._numbers(lambda batch: batch.column("repeated").to_numpy())
+
+    def _numbers(self, of_batch: Callable[[Any], Any]) -> Places:
+        return np.concatenate([of_batch(batch) for batch in self._batches]).astype(np.int64) if self._batches else np.zeros(0, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, place: int) -> TokenizedExample: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[TokenizedExample]: ...
+    def __getitem__(self, place: int | slice) -> TokenizedExample | Sequence[TokenizedExample]:
+        if isinstance(place, slice):
+            return [self[index] for index in range(*place.indices(len(self)))]
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        number = int(np.searchsorted(self._starts, place, side="right")) - 1
+        batch, index = self._batches[number], place - int(self._starts[number])
+        token_ids, trained = batch.column("token_ids")[index].as_py(), batch.column("trained")[index].as_py()
+        return TokenizedExample(token_ids, trained, self._all_rows.source(int(self.rows[place])))
