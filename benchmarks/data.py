@@ -48,7 +48,7 @@ def measure(what: str, path: Path) -> None:
     from luthier.config.load import config_of_rows
     from luthier.data import prepare
 
-    config = config_of_rows(path, "smollm2-135m-instruct")
+    config = config_of_rows(path, "smollm2-135m-instruct", ["data.eval=5%"])
     start = time.perf_counter()
     if what == "check":
         from luthier.recipes import data_check

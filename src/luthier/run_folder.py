@@ -12,7 +12,7 @@ from typing import Any
 
 from luthier import files
 from luthier.errors import RunError
-from luthier.records import Metric, Parity, Sample, Scorecard, StepReport
+from luthier.records import Metric, Parity, Sample, Scorecard, Source, StepReport
 
 SCHEMA = 1
 # A run needs its adapter, its checkpoints and perhaps a merged model; less than this is not worth starting.
@@ -96,6 +96,10 @@ class RunFolder:
 
     def add_step(self, report: StepReport) -> None:
         files.append_line(self.metrics, json.dumps({"kind": "train", **dataclasses.asdict(report)}))
+
+    def add_skipped(self, step: int, rows: list[Source]) -> None:
+        """An update whose loss or gradient was not finite, with the rows that were in it."""
+        files.append_line(self.metrics, json.dumps({"kind": "skipped", "step": step, "rows": [str(row) for row in rows]}))
 
     def add_evaluation(self, step: int, loss: float, metrics: dict[str, float]) -> None:
         row = {"kind": "eval", "step": step, "loss": loss, "metrics": metrics, "drift": {}}

@@ -311,7 +311,7 @@ def test_data_show_marks_what_is_trained_where_there_is_no_color(call: Any, sett
         assert outcome.code == 0
         assert "rows.jsonl:2" in outcome.out
         assert "1 Pierce Rd ->[[ Itasca 1<|im_end|>]]" in outcome.out
-    (row,) = call("data", "show", settings_file, "--row", 2, "--json").json
+    (row,) = call("data", "show", settings_file, "--row", 2, "--json").json["rows"]
     assert "".join(piece["text"] for piece in row["pieces"] if piece["trained"]) == " Itasca 1<|im_end|>"
     assert [piece["text"] for piece in row["pieces"] if piece["special"]] == ["<|im_end|>"]
 

@@ -33,8 +33,8 @@ def test_a_check_says_what_was_read_what_became_of_it_and_what_to_do(call: Any, 
         "  rows.jsonl:63: not_json: ",
         "rows: 63 read = 61 to train on + 0 held out + 2 set aside",
         "look  mojibake ",
-        "good  duplicates ",
-        "1 more were set aside before",
+        "good  nothing was found by empty_or_tiny_answer, ",
+        "not run: ",
         "\nmojibake: ",
         "  rows.jsonl:62: ",
         "length in characters: ",
@@ -116,7 +116,9 @@ def test_a_row_is_shown_with_its_template_and_what_is_learned_of_each_message(ca
     assert [line.split()[1:] for line in lines[start + 2 : start + 4]] == [["prompt", "only", "read"], ["completion", "learned"]]
     assert "[[ Itasca 1" in outcome.out
     assert "rows.jsonl:3  " in outcome.out
-    (told,) = call("data", "show", settings_file, "--json").json
+    shown = call("data", "show", settings_file, "--json").json
+    assert (shown["schema"], shown["template"]) == (1, "the tokenizer's own")
+    (told,) = shown["rows"]
     assert [message["learned"] for message in told["messages"]] == ["only read", "learned"]
     assert "".join(piece["text"] for piece in told["pieces"] if piece["trained"]).startswith(" Itasca 0")
     past = call("data", "show", settings_file, "--row", "7")

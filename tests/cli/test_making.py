@@ -237,3 +237,29 @@ def test_synth_called_wrongly(call: Any) -> None:
     assert "is no http:// or https:// address" in call("data", "synth", "--endpoint", "localhost:1", *settings).problem
     assert "nearest: evolve" in call("data", "synth", "--endpoint", "http://127.0.0.1:1", "--how", "evolv", *settings).problem
     assert not Path("out.jsonl").exists()
+
+
+def test_of_judged_rows_only_the_good_answers_become_rows_to_learn_from(call: Any) -> None:
+    asked_it, good, bad = {"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hi."}, {"role": "assistant", "content": "No."}
+    write("pairs.jsonl", [{"prompt": [asked_it], "chosen": [good], "rejected": [bad]}])
+    write("labeled.jsonl", [{"prompt": "Hello?", "completion": "Hi.", "label": True}, {"prompt": "Hello?", "completion": "No.", "label": False}])
+    for name, rejected in (("pairs.jsonl", {}), ("labeled.jsonl", {"bad_answer": 1})):
+        told = call("data", "convert", name, "--to", "messages", "--only-good", "-o", f"good-{name}", "--json").json
+        assert (told["schema"], told["used"], told["rejected"]) == (1, 1, rejected)
+        assert [json.loads(row) for row in lines(f"good-{name}")] == [CHAT]
+    refused = call("data", "convert", "pairs.jsonl", "--to", "alpaca", "-o", "no.jsonl")
+    assert "--only-good keeps the good answers" in refused.err
+    told = call("data", "convert", "pairs.jsonl", "--to", "alpaca", "--only-good", "-o", "yes.jsonl", "--json").json
+    assert told["used"] == 1
+
+
+def test_every_json_says_which_shape_it_has(call: Any) -> None:
+    rows = str(write("rows.jsonl", [asked(number) for number in range(40)]))
+    calls = (
+        ("split", rows, "--eval", "10%", "--to", "parts"),
+        ("mix", rows, "--to", "mixed.jsonl"),
+        ("convert", rows, "--to", "messages", "-o", "chats.jsonl"),
+        ("check", rows, "--quick"),
+        ("clean", rows, "--to", "clean.jsonl"),
+    )
+    assert [call("data", *one, "--json").json["schema"] for one in calls] == [1] * 5

@@ -301,6 +301,10 @@ VALUES = {
     "checks.languages": st.lists(WORDS),
     "checks.json_schema": st.none() | WORDS,
     "checks.validator": st.none() | WORDS,
+    "checks.judge_endpoint": st.none() | WORDS,
+    "checks.judge_model": st.none() | WORDS,
+    "checks.judge_key_env": st.none() | WORDS,
+    "checks.judge_rows": COUNT,
     "checks.near_duplicate_threshold": SHARE,
     "checks.semantic_duplicate_threshold": SHARE,
     "checks.balance_smallest": SHARE,
@@ -408,3 +412,13 @@ def test_columns_are_a_map_in_the_file_and_in_the_call(load: Any) -> None:
     assert data.columns == {"question": "Frage", "answer": "Antwort"}
     sources = load("data:\n  train:\n    - {path: a.csv, weight: 2.5, columns: {answer: Antwort}}\n", head="model: m\n").settings.data.sources
     assert (sources[0].weight, sources[0].columns) == (2.5, {"answer": "Antwort"})
+
+
+@pytest.mark.parametrize("path", ["-", "*.gz", "data/*.jsonl", "@rows"])
+def test_a_path_in_the_call_is_taken_as_it_stands(load: Any, path: str) -> None:
+    assert load("data: {train: rows.jsonl}\n", f"data.train={path}", head="model: m\n").settings.data.train == path
+
+
+def test_a_weight_that_would_fill_the_memory_is_refused(load: Any) -> None:
+    with pytest.raises(ConfigError, match=r"weight is 1000000.0: should be less than or equal to 1000"):
+        load("data: {train: [{path: a.jsonl, weight: 1e6}]}\n", head="model: m\n")

@@ -1,15 +1,19 @@
 import copy
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from luthier.config.data import DataSettings
 from luthier.data import encode, ingest, prepare
 from luthier.data.ledger import read_held_out
+from luthier.data.store import Picked
 from luthier.errors import ConfigError, DataError, RunError
 from luthier.run_folder import RunFolder
 
@@ -154,7 +158,7 @@ def test_a_few_broken_rows_are_set_aside_and_many_stop(write: Write, tmp_path: P
         "train.jsonl:21: 6 of 26 rows cannot be used\n"
         + "".join(f"  train.jsonl:{number}: no_answer: {line}\n" for number in range(21, 26))
         + "  and 1 more\n"
-        + "  Try: luthier data clean FILE --to clean.jsonl takes them out and lists them; or mend them"
+        + "  Try: mend these rows (luthier data clean train.jsonl --to clean.jsonl takes out and lists those that cannot be read)"
     )
     write("train.jsonl", many(100) + unanswered * 6)
     assert len(load(tmp_path).train) == 100
@@ -330,6 +334,51 @@ def test_several_processes_give_the_same_tokens(
     assert together.ledger == alone.ledger
 
 
+def test_what_lies_in_the_users_folder_is_no_module_of_the_processes(
+    luthier_home: Path, write: Write, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write("train.jsonl", many(250))
+    for name in ("numpy", "tokenizers"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not mine')\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(encode, "PARALLEL_ROWS", 100)
+    monkeypatch.setattr(encode, "PART_ROWS", 64)
+    monkeypatch.setattr(encode, "_cores", lambda: 2)
+    monkeypatch.setattr(encode, "_write_part", None)  # this process must not need to do it
+    assert len(prepare.tokenize_rows(load(tmp_path), tokenizer, 512, ROOMY).train) == 250
+    assert capfd.readouterr().err == ""
+
+
+def test_what_a_killed_run_left_in_the_cache_is_deleted_after_a_day(luthier_home: Path, write: Write, tmp_path: Path) -> None:
+    write("train.jsonl", many(5))
+    old, new = (ingest.folder() / f".rows-{name}.1.staging" for name in ("old", "new"))
+    for left in (old, new):
+        left.mkdir(parents=True)
+        (left / "rows.arrow").write_bytes(b"half")
+    for path in (old / "rows.arrow", old):
+        os.utime(path, (1, 1))
+    load(tmp_path)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+@pytest.mark.parametrize("held_out", ["eval.jsonl", "50%"])
+def test_where_no_held_out_row_can_be_used_it_is_said(held_out: str, luthier_home: Path, write: Write, tmp_path: Path, tokenizer: Any) -> None:
+    long = [chat(f"{number} {'word ' * 200}", "yes") for number in range(60)]
+    write("eval.jsonl", long)
+    write("train.jsonl", many(60))
+    rows = load(tmp_path, eval=held_out)
+    if held_out == "eval.jsonl":
+        settings = DROPPING.model_copy(update={"eval": held_out})
+        with pytest.raises(DataError, match=r"eval\.jsonl:1: none of 60 rows that are held out can be used to evaluate"):
+            prepare.tokenize_rows(rows, tokenizer, 100, settings)
+        return
+    write("train.jsonl", [*many(60), *long])
+    rows = load(tmp_path, eval=held_out)
+    only_long = replace(rows, held_out=Picked(rows.every, np.arange(60, 120)), train=Picked(rows.every, np.arange(60)))
+    notes = prepare.tokenize_rows(only_long, tokenizer, 100, DROPPING.model_copy(update={"eval": held_out})).rows.notes
+    assert "evaluation is off: none of 60 rows that are held out can be used" in notes
+
+
 def test_rows_that_changed_since_the_training_are_named(write: Write, tmp_path: Path, tokenizer: Any) -> None:
     write("train.jsonl", many(60))
     settings = DataSettings(train="train.jsonl", eval=None, max_length=512)
@@ -338,6 +387,16 @@ def test_rows_that_changed_since_the_training_are_named(write: Write, tmp_path: 
     assert len(prepare.trained_rows(run, settings, tmp_path, 0, tokenizer)) == 60
     write("train.jsonl", many(61))
     with pytest.raises(DataError, match=r"train.jsonl: has changed since this run was trained on it \(sha256 \w{12} then, \w{12} now\)"):
+        prepare.trained_rows(run, settings, tmp_path, 0, tokenizer)
+
+
+def test_files_that_came_or_went_since_the_training_are_named(write: Write, tmp_path: Path, tokenizer: Any) -> None:
+    write("rows/a.jsonl", many(60))
+    settings = DataSettings(train="rows", eval=None, max_length=512)
+    run = RunFolder(tmp_path / "run")
+    prepare.write_ledger(run, prepare.tokenize_rows(load(tmp_path, "rows"), tokenizer, 512, settings))
+    write("rows/b.jsonl", many(5, start=60))
+    with pytest.raises(DataError, match=r"b\.jsonl: is new since this run was trained"):
         prepare.trained_rows(run, settings, tmp_path, 0, tokenizer)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from luthier.data import store
@@ -42,6 +43,15 @@ def test_rows_are_found_by_number(count: int, tmp_path: Path) -> None:
         assert (rows[place].source, rows.raw(place)) == (Source("rows.jsonl", place + 1), f"raw {place}")
     with pytest.raises(IndexError):
         rows[count]
+
+
+def test_large_rows_end_a_batch_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """512 rows of 16 MB would be 8 GB: what waits to be written, and what is read at once, is counted in characters."""
+    monkeypatch.setattr(store, "BATCH_ITEMS", 400)
+    rows = rows_of(tmp_path / "rows.arrow", 100, "rows.jsonl")
+    assert 10 < pa.ipc.open_file(pa.OSFile(str(rows.path))).num_record_batches < 20
+    assert [row.turns[0].content for row in rows] == [f"q{number}" for number in range(100)]
+    assert (rows.raw(99), rows[-1].source.line, len(rows.column("exact"))) == ("raw 99", 100, 100)
 
 
 def test_several_sources_are_one_sequence(tmp_path: Path) -> None:

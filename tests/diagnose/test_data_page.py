@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -34,7 +35,7 @@ GOOD = Finding("cut_answer", "good", "0 of 900 rows end in mid-sentence", 900)
 LOOK = Finding(
     "near_duplicates", "look", "40 of 900 rows are nearly there twice", 900, range(40), [concern(7, "97 % like", 3)], "luthier data clean FILE"
 )
-STOP = Finding("overlap", "stop", "2 of 900 rows are held out too", 900, [4, 5], [concern(5, EVIL)], "take them out")
+STOP = Finding("overlap", "stop", "2 of 900 rows are held out too", 900, [4, 5], [concern(5, EVIL)], "luthier data clean FILE takes them out")
 BALANCE = Finding("balance", "good", "two classes", 900, numbers={"counts": {"yes": 600, EVIL: 300}, "smallest": 300})
 
 
@@ -135,7 +136,30 @@ def test_the_next_step_can_be_typed(report):
     assert next_step(dataclasses.replace(report, stopped="rows.jsonl:1: too long\n  Try: data.max_length=9")) == "data.max_length=9"
     assert cure(report, LOOK) == "luthier data clean 'my rows.jsonl' --only near_duplicates --to clean.jsonl"
     kept = dataclasses.replace(STOP, removable=False)
-    assert next_step(dataclasses.replace(report, findings=[kept])) == "take them out"
+    assert next_step(dataclasses.replace(report, findings=[kept])).endswith(" --only overlap --to clean.jsonl takes them out")
+
+
+def test_rows_that_must_be_read_first_are_not_put_into_a_command_that_takes_them_out(report):
+    to_read = dataclasses.replace(LOOK, check="unsupported", cure="read them")
+    both = dataclasses.replace(report, findings=[to_read, LOOK])
+    assert next_step(both) == "luthier data clean 'my rows.jsonl' --only near_duplicates --to clean.jsonl"
+    assert next_step(dataclasses.replace(report, findings=[to_read])) == "read them"
+
+
+def test_the_advice_of_an_error_names_these_rows(report):
+    stopped = dataclasses.replace(report, stopped="rows.jsonl:1: broken\n  Try: luthier data clean FILE --to clean.jsonl takes them out")
+    assert next_step(stopped) == "luthier data clean 'my rows.jsonl' --to clean.jsonl takes them out"
+    unknown = dataclasses.replace(LOOK, check="unknown_tokens", cure="train a tokenizer: luthier data tokenizer train FILE", removable=False)
+    assert cure(report, unknown) == "train a tokenizer: luthier data tokenizer train 'my rows.jsonl' --to my-tokenizer"
+
+
+def test_good_rows_lead_to_a_training_that_names_them(report):
+    rows = Path("my rows.jsonl").absolute()
+    good = dataclasses.replace(report, findings=[GOOD])
+    assert next_step(good) == f"luthier init my-project && luthier train my-project/luthier.yaml 'data.train={rows}' data.eval=5%"
+    pairs = {**report.ledger, "sources": [{"file": "pairs.jsonl", "path": str(Path("pairs.jsonl").absolute()), "format": "preference"}]}
+    keep = "luthier data convert pairs.jsonl --to messages --only-good -o answers.jsonl"
+    assert next_step(dataclasses.replace(good, ledger=pairs)) == keep
 
 
 def test_machines_get_the_names_that_they_rely_on(report):

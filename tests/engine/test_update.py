@@ -155,6 +155,16 @@ def test_an_answer_ends_inside_the_context_and_a_prompt_must_leave_room(engine: 
         engine.answer([[5] * 512], max_new_tokens=3)
 
 
+def test_a_prompt_that_fills_the_context_does_not_cut_the_answers_to_others(engine: Engine) -> None:
+    short = [[5, 6, 7], [8, 9]]
+    told: list[int] = []
+    alone = engine.answer(short, max_new_tokens=6)
+    together = engine.answer([short[0], [5] * 510, short[1]], max_new_tokens=6, on_answers=told.append)
+    assert [together[0], together[2]] == alone
+    assert told[-1] == 3
+    assert sorted(told) == told
+
+
 def test_a_head_with_a_bias_and_an_attention_that_cannot_be_replaced_run_plainly(tmp_path) -> None:  # type: ignore[no-untyped-def]
     from transformers import FalconConfig, FalconForCausalLM, PhiConfig, PhiForCausalLM
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from canned_server import canned, said
 from conftest_runs import SYSTEM, Listener, Write, chat_row, write_rows
 
 from luthier.config.load import config_of_rows
@@ -37,6 +38,25 @@ def test_the_checks_see_each_row_with_its_tokens(write: Write) -> None:
     assert found(report, "length").numbers["total"] == report.ledger["tokens"]["read"]
     assert (report.lengths.unit, sum(report.lengths.counts)) == ("tokens", 17)
     assert report.roles == {"system": 16, "user": 17, "assistant": 17}
+
+
+def test_a_pair_is_as_long_as_its_longer_answer(write: Write, tmp_path: Path) -> None:
+    def pair(place: int) -> dict[str, object]:
+        chat = chat_row(place)["messages"]
+        return {"prompt": chat[:-1], "chosen": chat[-1:], "rejected": [{**chat[-1], "content": "No."}]}
+
+    plain = found(data_check.check(write(ROWS), "luthier.yaml"), "length").numbers
+    report = data_check.check(write([pair(place) for place in range(16)]), "luthier.yaml")
+    assert found(report, "length").numbers["percentiles"] == plain["percentiles"]
+    (note,) = [note for note in report.notes if "luthier train does not take" in note]
+    assert f"luthier data convert {tmp_path / 'project' / 'train.jsonl'} --to messages --only-good -o answers.jsonl" in note
+
+
+def test_long_rows_that_the_settings_decide_on_do_not_stop(write: Write) -> None:
+    longest = int(found(data_check.check(write(ROWS), "luthier.yaml"), "length").numbers["max"])
+    for too_long, verdict in (("error", "stop"), ("drop", "look")):
+        config = write(ROWS, f"data.max_length={longest - 1}", f"data.too_long={too_long}")
+        assert found(data_check.check(config, "luthier.yaml"), "length").verdict == verdict
 
 
 def test_a_row_of_weight_two_is_no_duplicate(write: Write) -> None:
@@ -198,3 +218,23 @@ def test_without_matplotlib_there_is_a_page_and_a_line_that_says_so(write: Write
     assert data_check.write_page(report, tmp_path / "check.html", listener) == [tmp_path / "check.html"]
     assert [line for line in listener.lines if 'pip install "luthier[data]"' in line]
     assert not (tmp_path / "check-plots").exists()
+
+
+def test_hard_rows_are_measured_with_the_base_where_that_is_asked_for(write: Write) -> None:
+    strange = {"messages": [{"role": "user", "content": "say it"}, {"role": "assistant", "content": "\u0416\u0429\u042e\u042f" * 5}]}
+    report = data_check.check(write([*ROWS, strange]), "luthier.yaml", only=["hard_rows"])
+    (finding,) = report.findings
+    assert finding.of == len(ROWS) + 1
+    assert finding.numbers["median"] > 0
+    assert all("nats a token" in concern.detail for concern in finding.worst)
+    without = data_check.check(write(ROWS), "luthier.yaml")
+    assert "hard_rows" not in [finding.check for finding in without.findings]
+
+
+def test_the_judge_of_the_settings_is_asked(write: Write) -> None:
+    with canned(lambda number, body: said("WRONG: no")) as server:
+        given = [f"checks.judge_endpoint={server.address}", "checks.judge_model=referee", "checks.judge_rows=3"]
+        (finding,) = data_check.check(write(ROWS, *given), "luthier.yaml", only=["judge"]).findings
+        assert (finding.of, finding.found, len(server.asked)) == (3, 3, 3)
+        with pytest.raises(ConfigError, match=r"checks.judge_endpoint: the judge has an address and no model"):
+            data_check.check(write(ROWS, given[0]), "luthier.yaml", only=["judge"])

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest_runs import Listener, chat_row, write_rows
+from conftest_runs import Listener, Write, chat_row, write_rows
 
 from luthier import files
 from luthier.config.load import load_config, settings_to_yaml
@@ -12,7 +12,7 @@ from luthier.data.tokenize import prompt_ids
 from luthier.engine import opening
 from luthier.errors import DataError, RunError
 from luthier.evaluate.questions import spread, with_examples
-from luthier.recipes import evaluation
+from luthier.recipes import evaluation, sft
 from luthier.records import Turn
 from luthier.reporting import Silent
 from luthier.run_folder import RunFolder
@@ -123,6 +123,29 @@ def test_rows_that_do_not_fit_are_named(row: dict[str, str], said: str, copied: 
     with pytest.raises(DataError, match=said):
         evaluation.evaluate(copied, data=str(write_rows(tmp_path / "rows.jsonl", [row])))
     assert not copied.scorecard.exists()
+
+
+def test_a_file_is_read_as_the_training_rows_were(write: Write, tmp_path: Path) -> None:
+    write_rows(tmp_path / "own.jsonl", [{"Frage": f"q {place}", "Antwort": f"a {place}"} for place in range(4)])
+    run = sft.fit(write([chat_row(0)], f"data.train={tmp_path / 'own.jsonl'}", "data.columns={question: Frage, answer: Antwort}"))
+    rows = write_rows(tmp_path / "test.jsonl", [{"Frage": "q 9", "Antwort": "a 9"}])
+    assert evaluation.evaluate(run, data=str(rows)).data["rows"] == 1
+
+
+def test_questions_without_any_room_are_named(copied: RunFolder, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [chat_row(0, "word " * 600)])
+    with pytest.raises(DataError, match=r"none of 1 questions leaves room for an answer in the model's context of 512 tokens"):
+        evaluation.evaluate(copied, data=str(rows))
+
+
+def test_as_many_examples_are_shown_as_fit(copied: RunFolder) -> None:
+    set_evaluation(copied, shots=5, max_new_tokens=300)
+    listener = Listener()
+    models = evaluation.evaluate(copied, listener).models
+    (said,) = (line for line in listener.lines if "fit beside every question" in line)
+    fitting = int(said.split(": ")[1].split()[0])
+    assert fitting < 5
+    assert (f"base_{fitting}shot" in models) == (fitting > 0)
 
 
 def test_a_run_that_held_nothing_out_says_what_to_do(copied: RunFolder) -> None:

@@ -18,7 +18,7 @@ from luthier import files
 from luthier.config.load import load_config
 from luthier.engine import opening
 from luthier.errors import ConfigError, DataError, RunError
-from luthier.recipes import sft
+from luthier.recipes import evaluation, handover, sft
 from luthier.reporting import Silent
 from luthier.run_folder import RunFolder, list_runs
 
@@ -298,6 +298,33 @@ def test_a_run_is_not_resumed_on_other_rows(write: Write) -> None:
     with pytest.raises(RunError, match="the training rows have changed"):
         sft.fit(load_config(run.config), resume=run)
     assert run.metrics.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["own.jinja", "own.jinja2", "own.j2"])
+def test_a_template_that_changed_is_no_promise_of_a_run_that_was_trained_with_another(name: str, write: Write, tiny_model: Path) -> None:
+    config = write(ROWS, *EIGHT, f"template={name}")
+    template = config.file.parent / name
+    template.write_text((tiny_model / "chat_template.jinja").read_text(encoding="utf-8"), encoding="utf-8")
+    run = sft.fit(config)
+    promised = run.contract.read_bytes()
+    template.write_text(template.read_text(encoding="utf-8").replace("helpful", "terse"), encoding="utf-8")
+    write_rows(config.file.parent / "train.jsonl", [chat_row(99, ""), *ROWS])
+    with pytest.raises(RunError, match="the training rows have changed"):
+        sft.fit(load_config(run.config), resume=run)
+    assert run.contract.read_bytes() == promised
+
+
+def test_chats_that_were_split_can_be_held_out_shown_measured_and_exported(write: Write, tmp_path: Path) -> None:
+    """A chat of many turns is trained in parts that fit; the question before its last answer is longer than the model's context."""
+    turns = [turn for place in range(30) for turn in chat_row(place, "")["messages"]]
+    write_rows(tmp_path / "eval.jsonl", [{"messages": turns}, chat_row(30)])
+    listener = Listener()
+    overrides = ["data.too_long=split", f"data.eval={tmp_path / 'eval.jsonl'}", "evaluation.sample_answers=2"]
+    run = sft.fit(write(ROWS, *overrides), listener)
+    assert sum("  ->  " in line for line in listener.lines) == 1
+    assert evaluation.evaluate(run, listener).data["rows"] == 1
+    assert "not asked: 1 of 2 questions, which leave no room for an answer in 512 tokens" in listener.lines
+    assert handover.export(run, "merged", precision="fp32")[1].passed
 
 
 def test_a_loss_that_is_no_number_stops_the_run(write: Write) -> None:

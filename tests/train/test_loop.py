@@ -1,5 +1,6 @@
 """One update after the other; everyone is told, and a number that is none stops the run."""
 
+import dataclasses
 import os
 import signal
 
@@ -8,7 +9,7 @@ import torch
 
 from luthier.engine import Engine
 from luthier.errors import LuthierError, RunError
-from luthier.records import StepReport, TokenizedExample
+from luthier.records import StepReport, TokenizedExample, UpdateLoss
 from luthier.run_folder import RunFolder
 from luthier.train import checkpoint, loop
 from luthier.train.checkpoint import Place
@@ -44,9 +45,9 @@ def test_a_loss_that_is_no_number_names_the_rows_and_leaves_no_checkpoint(engine
 
     with pytest.raises(RunError) as caught:
         fit(engine, examples, save, poison)
-    rows = [examples[place].source for place in loop.order.update_rows(10, 4, 0, 2, 20)]
-    assert caught.value.where == f"step 3 (rows {', '.join(map(str, rows))})"
-    assert "the loss is nan" in caught.value.problem
+    rows = [examples[place].source for place in loop.order.update_rows(10, 4, 0, 4, 20)]
+    assert caught.value.where == f"step 5 (rows {', '.join(map(str, rows))})"
+    assert "the loss is nan and the gradient norm nan: 3 updates in a row" in caught.value.problem
     assert [path.name for path in checkpoint.list_checkpoints(run)] == ["step-000001", "step-000002"]
 
 
@@ -63,6 +64,36 @@ def test_nothing_of_an_update_that_is_not_finite_is_kept(engine: Engine, example
     with pytest.raises(RunError, match="the gradient norm inf"):
         fit(engine, examples)
     assert all(torch.equal(one, other) for one, other in zip(before, engine.trained_parameters, strict=True))
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_one_update_that_is_not_finite_is_skipped_and_named(
+    bad: str, engine: Engine, examples: list[TokenizedExample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = engine.forward_backward
+    calls: list[list[TokenizedExample]] = []
+    weights: list[torch.Tensor] = []
+
+    def sometimes_bad(rows: list[TokenizedExample]) -> UpdateLoss:
+        calls.append(rows)
+        measured = honest(rows)
+        weights.append(engine.trained_parameters[0].detach().clone())
+        if len(calls) != 3:
+            return measured
+        if bad == "loss":
+            return dataclasses.replace(measured, loss=float("inf"))
+        next(parameter for parameter in engine.trained_parameters if parameter.grad is not None).grad.fill_(float("nan"))  # type: ignore[union-attr]
+        return measured
+
+    monkeypatch.setattr(engine, "forward_backward", sometimes_bad)
+    seen: list[StepReport] = []
+    skipped: list[loop.Skipped] = []
+    assert loop.fit(engine, examples, COURSE, [seen.append], Stop(), on_skip=skipped.append) == 5
+    assert [report.step for report in seen] == [1, 2, 4, 5]
+    assert [(one.step, one.rows) for one in skipped] == [(3, [row.source for row in calls[2]])]
+    assert str(skipped[0]).startswith("step 3 is skipped: the loss is ")
+    assert torch.equal(weights[2], weights[3])
+    assert not torch.equal(weights[3], weights[4])
 
 
 def test_every_update_draws_from_a_seed_of_its_own() -> None:

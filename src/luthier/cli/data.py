@@ -1,6 +1,7 @@
 """luthier data check | clean | show."""
 
 import shlex
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +29,7 @@ STYLES = {(True, False): "green", (True, True): "black on green", (False, True):
 VERDICT_STYLES = {"good": "green", "look": "yellow", "stop": "bold red"}
 DO_NOT_TRAIN = 3
 LISTED = 5
+ALWAYS_SHOWN = ("length", "size", "balance", "diversity")  # worth reading where nothing is wrong, too
 WIDEST_BAR = 40
 
 
@@ -119,12 +121,13 @@ def show(
     terminal = Terminal(quiet=as_json)
     config = _config(target, overrides, model)
     from luthier.recipes import data_check
+    from luthier.run_folder import SCHEMA
 
     shown = data_check.show(config, row, rows, terminal)
     if not shown.rows:
         raise CallError(f"there is no training example {row}", where="--row", next_step="luthier data check counts the rows")
     if as_json:
-        print_json([_spelled_json(one) for one in shown.rows])
+        print_json({"schema": SCHEMA, "template": shown.template, "rows": [_spelled_json(one) for one in shown.rows]})
         return
     terminal.say(f"template: {shown.template}")
     for one in shown.rows:
@@ -152,12 +155,10 @@ def _say_report(report: "DataReport", terminal: Terminal) -> None:
 
     for note in report.notes:
         terminal.say(harmless(note))
-    _say_rejected(report.rejected, terminal)
+    _say_rejected(report.rejected, sum(report.ledger["rows"]["rejected"].values()), terminal)
     _say_ledger(report.ledger, terminal)
     terminal.say("")
-    width = max((len(finding.check) for finding in report.findings), default=0)
-    for finding in report.findings:
-        _say_verdict(finding, width, terminal)
+    _say_findings(report.findings, terminal)
     for finding in report.concerns:
         terminal.say(f"\n{finding.check}: {harmless(data_report.cure(report, finding))}")
         _say_worst(finding, terminal)
@@ -170,9 +171,16 @@ def _say_report(report: "DataReport", terminal: Terminal) -> None:
     terminal.console.print(Text(data_report.headline(report), style=VERDICT_STYLES[report.verdict]))
 
 
-def _say_rejected(rejected: "Sequence[Rejected]", terminal: Terminal) -> None:
+def _say_rejected(rejected: "Sequence[Rejected]", total: int, terminal: Terminal) -> None:
+    """The first rows of each reason."""
+    said: Counter[str] = Counter()
     for row in rejected:
-        terminal.say(harmless(f"  {row.source}: {row.reason}: {row.detail}"))
+        said[row.reason] += 1
+        if said[row.reason] <= LISTED:
+            terminal.say(harmless(f"  {row.source}: {row.reason}: {row.detail}"))
+    more = total - sum(min(count, LISTED) for count in said.values())
+    if more:
+        terminal.say(f"  and {more:,} more")
 
 
 def _say_ledger(ledger: Any, terminal: Terminal) -> None:
@@ -194,9 +202,20 @@ def _source_cells(source: Any) -> list[str]:
     return [source["file"], *(f"{number:,}" for number in [*numbers, *(tokens[name] for name in ("read", "trained", "masked", "cut"))])]
 
 
-def _say_verdict(finding: "Finding", width: int, terminal: Terminal) -> None:
-    line = Text.assemble((f"{finding.verdict:<5}", VERDICT_STYLES[finding.verdict]), f" {finding.check:<{width}}  {harmless(finding.said)}")
-    terminal.console.print(line)
+def _say_findings(findings: "Sequence[Finding]", terminal: Terminal) -> None:
+    """A line for each finding; those that found nothing stand in one, and those that could not run in another."""
+    shown = [one for one in findings if one.verdict != "good" or one.found or (one.check in ALWAYS_SHOWN and one.of)]
+    width = max((len(one.check) for one in shown), default=0)
+    for one in shown:
+        line = Text.assemble((f"{one.verdict:<5}", VERDICT_STYLES[one.verdict]), f" {one.check:<{width}}  {harmless(one.said)}")
+        terminal.console.print(line)
+    rest = [one for one in findings if one not in shown]
+    nothing = ", ".join(one.check for one in rest if one.of)
+    not_run = ", ".join(f"{one.check} ({harmless(one.said.removeprefix('not run: '))})" for one in rest if not one.of)
+    if nothing:
+        terminal.console.print(Text.assemble(("good ", VERDICT_STYLES["good"]), f" nothing was found by {nothing}"))
+    if not_run:
+        terminal.say(f"not run: {not_run}")
 
 
 def _say_worst(finding: "Finding", terminal: Terminal) -> None:

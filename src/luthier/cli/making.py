@@ -1,10 +1,11 @@
 """luthier data synth | split | mix | convert | schema: rows that are made, divided, mixed and rewritten."""
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -69,7 +70,7 @@ def synth(
         price_per_million_output=price_per_million_output,
     )
     made = recipe.synth(call, terminal)
-    print_json(made) if as_json else _say_made(made, terminal)
+    _print(made) if as_json else _say_made(made, terminal)
 
 
 def _say_made(made: "Made", terminal: Terminal) -> None:
@@ -107,7 +108,7 @@ def split(
     terminal = Terminal(quiet=as_json)
     divided = recipe.split(rows, to, shares, _reading(format, column, encoding), seed=seed, by=by, near=near, reporter=terminal)
     if as_json:
-        print_json(divided)
+        _print(divided)
         return
     parts = " + ".join(f"{count:,} {name}" for name, count in divided.rows.items())
     terminal.say(f"{divided.folder}: {divided.read:,} rows read = {parts} + {sum(divided.rejected.values()):,} set aside")
@@ -140,7 +141,7 @@ def mix(
     terminal = Terminal(quiet=as_json)
     mixed = recipe.mix([_portion(text) for text in sources], added, to, rows=rows, seed=seed, origins=origins, reporter=terminal)
     if as_json:
-        print_json(mixed)
+        _print(mixed)
         return
     terminal.say(f"{mixed.file}: {mixed.rows:,} rows" + (f", all turned into {mixed.converted}" if mixed.converted else ", verbatim"))
     for one in mixed.taken:
@@ -155,6 +156,9 @@ def convert(
     rows: Files,
     target: Annotated[str, typer.Option("--to", help="messages, openai, sharegpt or alpaca.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The new .jsonl file.")],
+    only_good: Annotated[
+        bool, typer.Option("--only-good", help="Of pairs keep the better answer, of labeled rows the good ones: rows to learn from.")
+    ] = False,
     format: Format = "auto",
     column: Columns = None,
     encoding: Encoding = "utf-8",
@@ -170,9 +174,9 @@ def convert(
     if target not in TARGETS:
         raise CallError(f"there is no such target{_near(target, TARGETS)}", where=f"--to {target}", next_step=f"one of {', '.join(sorted(TARGETS))}")
     terminal = Terminal(quiet=as_json)
-    converted = recipe.convert(rows, target, output, _reading(format, column, encoding), terminal)
+    converted = recipe.convert(rows, target, output, _reading(format, column, encoding), terminal, only_good=only_good)
     if as_json:
-        print_json(converted)
+        _print(converted)
         return
     gathered = "" if converted.written == converted.used else f" (in {converted.written:,} conversations)"
     aside = sum(converted.rejected.values())
@@ -238,6 +242,12 @@ def _portion(text: str) -> "Portion":
 def _near(name: str, known: Iterable[str]) -> str:
     found = difflib.get_close_matches(name, list(known), n=1)
     return f"; nearest: {found[0]}" if found else ""
+
+
+def _print(done: Any) -> None:
+    from luthier.run_folder import SCHEMA
+
+    print_json({"schema": SCHEMA, **dataclasses.asdict(done)})
 
 
 def _counted(reasons: dict[str, int]) -> str:

@@ -36,7 +36,7 @@ def tokens(
     found = tokenizing.tokens(_read(file) if file is not None else str(text), model, terminal)
     if as_json:
         pieces = [dataclasses.asdict(piece) for piece in found.pieces]
-        print_json({"tokens": found.count, "context": found.context, "ids": [piece["id"] for piece in pieces], "pieces": pieces})
+        _print({"tokens": found.count, "context": found.context, "ids": [piece["id"] for piece in pieces], "pieces": pieces})
         return
     for line in _lines(found.pieces, painted=terminal.console.is_terminal):
         terminal.console.print(line)
@@ -86,7 +86,7 @@ def train(
     trained = tokenizing.train(paths, model, vocab_size, to, base, terminal, with_template=not no_template)
     if as_json:
         sides = {"trained": trained.fit.as_json(2048), "base": trained.base_fit.as_json(2048)}
-        print_json({"folder": str(trained.folder), "pieces": trained.pieces, "held_out": trained.held_out} | sides)
+        _print({"folder": str(trained.folder), "pieces": trained.pieces, "held_out": trained.held_out} | sides)
         return
     if trained.pieces < trained.asked:
         terminal.say(f"{trained.pieces:,} pieces and not {trained.asked:,}: the text holds no more")
@@ -118,7 +118,7 @@ def compare(
             side: {"name": found.names[place], "pieces": found.sizes[place]} | found.fits[place].as_json(max_length)
             for place, side in enumerate("ab")
         }
-        print_json(sides | {"shared_pieces": found.shared, "max_length": max_length})
+        _print(sides | {"shared_pieces": found.shared, "max_length": max_length})
         return
     _show(found, terminal)
 
@@ -143,6 +143,12 @@ def _show(found: "Compared", terminal: Terminal) -> None:
     more = one.tokens / max(1, other.tokens) - 1
     words = f"{more:.0%} more" if more >= 0 else f"{-more:.0%} less"
     terminal.say(f"with {found.names[1]} {words} text fits into the same tokens; texts of at most {found.max_length:,} tokens stand in the table")
+
+
+def _print(found: dict[str, Any]) -> None:
+    from luthier.run_folder import SCHEMA
+
+    print_json({"schema": SCHEMA, **found})
 
 
 COMMANDS: dict[str, Callable[..., None]] = {"tokens": tokens}

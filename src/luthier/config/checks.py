@@ -17,6 +17,12 @@ class CheckSettings(Section):
     validator: Text | None = Field(
         None, description="your own check, as module:function; it gets (prompt, answer) and gives None, or a sentence on what is wrong"
     )
+    judge_endpoint: Text | None = Field(
+        None, description="an OpenAI-compatible address whose model says which answers are wrong, for the judge check (on: [judge])"
+    )
+    judge_model: Text | None = Field(None, description="the model of judge_endpoint")
+    judge_key_env: Text | None = Field(None, description="name of the environment variable that holds the key of judge_endpoint")
+    judge_rows: int = Field(100, ge=1, description="rows that are judged: a sample")
     near_duplicate_threshold: float = Field(
         0.8, gt=0, le=1, description="rows at least this alike (Jaccard of their word triples) are near duplicates"
     )

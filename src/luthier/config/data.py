@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from luthier.config.section import Auto, Section, Text
+from luthier.config.section import Auto, Name, Section, Text
 
 FormatName = Literal[
     "messages",
@@ -25,10 +25,12 @@ FormatName = Literal[
 class SourceSettings(Section):
     """One source of rows, where more than its path is to be said."""
 
-    path: Text = Field(description="a file, a folder, a pattern (data/*.jsonl), - for standard input, or a hub data set (org/name)")
-    weight: float = Field(1.0, gt=0, description="how often each row is used in an epoch: 2 = twice, 0.5 = every second row, drawn by the seed")
+    path: Name = Field(description="a file, a folder, a pattern (data/*.jsonl), - for standard input, or a hub data set (org/name)")
+    weight: float = Field(
+        1.0, gt=0, le=1000, description="how often each row is used in an epoch: 2 = twice, 0.5 = every second row, drawn by the seed"
+    )
     format: FormatName | None = Field(None, description="how its rows are built; null: as data.format says")
-    columns: dict[Text, Text] = Field({}, description="our name of a column -> its name in this source")
+    columns: dict[Text, Name] = Field({}, description="our name of a column -> its name in this source")
     split: Text | None = Field(None, description="the split of a hub data set, or the key of a .json file that holds several lists")
     name: Text | None = Field(None, description="the configuration of a hub data set")
     revision: Text | None = Field(None, description="the version of a hub data set: a commit, a tag or a branch")
@@ -37,13 +39,13 @@ class SourceSettings(Section):
 class DataSettings(Section):
     """Which rows, and what to do with them."""
 
-    train: Text | Annotated[list[Text | SourceSettings], Field(min_length=1)] = Field(
+    train: Name | Annotated[list[Name | SourceSettings], Field(min_length=1)] = Field(
         description="rows to learn from: a file, a folder, a pattern (data/*.jsonl), - for standard input, a hub data set (org/name), "
         "or a list of them, each with a weight if wanted"
     )
     eval: Text | None = Field("5%", description="rows held out: a share of the training rows (5%), a file, or null for none")
     format: FormatName | Auto = Field("auto", description="how a row is built; auto finds it from the columns and says what it found")
-    columns: dict[Text, Text] = Field({}, description="our name of a column -> its name in the files, such as {question: Frage, answer: Antwort}")
+    columns: dict[Text, Name] = Field({}, description="our name of a column -> its name in the files, such as {question: Frage, answer: Antwort}")
     strict: bool = Field(
         True,
         description="false: consecutive turns of one speaker are joined, a late system message is moved first, "

@@ -20,6 +20,9 @@ from luthier.config.methods import BLOCKS, METHODS
 from luthier.config.settings import Settings
 from luthier.errors import ConfigError
 
+# Settings that name a file or a folder.
+PATHS = {"data.train", "data.eval", "model", "template", "tokenizer.path", "init_from", "output_dir", "checks.json_schema"}
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -132,9 +135,12 @@ def _override(tree: dict[str, Any], places: dict[str, str], override: str) -> No
     if not equals or not all(name.split(".")):
         raise ConfigError("an override is written section.name=value", where=where, next_step="for example training.learning_rate=1e-4")
     try:
-        value = _plain_value(YAML(typ="safe").load(text)) if text else ""
+        # "-" is standard input, and not a list of nothing.
+        value = _plain_value(YAML(typ="safe").load(text)) if text not in ("", "-") else text
     except YAMLError as error:
-        raise ConfigError("the value is not YAML", where=where, next_step="put it in quotes") from error
+        if name not in PATHS:
+            raise ConfigError("the value is not YAML", where=where, next_step="put it in quotes") from error
+        value = text  # a pattern such as *.gz means something else in YAML
     if (isinstance(value, dict) and not _takes_map(name)) or _is_section(name):
         raise ConfigError("an override sets one value, not a section", where=where, next_step=f"for example {_first_of(name)}=...")
     *sections, key = name.split(".")
@@ -395,7 +401,11 @@ def _check_together(settings: Settings, places: Mapping[str, str], file: Path) -
 
 def config_of_rows(rows: Path, model: str, overrides: list[str] | None = None) -> Config:
     """Settings around a file of rows, to look at it: all of it is taken as training rows, but where `overrides` say otherwise."""
-    tree: dict[str, Any] = {"model": model, "data": {"train": str(rows), "eval": None}}
+    name = str(rows)
+    if name != name.encode("utf-8", "replace").decode():
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        raise ConfigError("the file's name is not UTF-8, and settings cannot hold it", where=shown, next_step="rename it, or name its folder")
+    tree: dict[str, Any] = {"model": model, "data": {"train": name, "eval": None}}
     places: dict[str, str] = {}
     for override in overrides or []:
         _override(tree, places, override)

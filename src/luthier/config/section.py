@@ -2,10 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 Auto = Literal["auto"]
 Text = Annotated[str, Field(min_length=1)]
+# A name that something outside has: blanks at its ends belong to it.
+Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=False)]
 
 
 class Section(BaseModel):

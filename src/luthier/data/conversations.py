@@ -1,6 +1,7 @@
 """Files that are named on the command line, as conversations with the lines that they came from: what split, mix, convert and synth read."""
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ class Reading:
     encoding: str
 
 
+# Formats whose rows hold more than answers to learn, and what they hold.
+JUDGED = {"preference": "pairs of a better and a worse answer", "kto": "answers that are labeled good or bad"}
 AS_FOUND = Reading("auto", {}, "utf-8")
 
 
@@ -35,6 +38,13 @@ def conversations(file: SourceFile, reading: Reading, said: Callable[[str], None
     rows = rows_of(file, reading.encoding, said)
     how = How(format=reading.format, columns=reading.columns, strict=True, tree_paths="best")
     return build(rows if file.kind == "jsonl" else _as_lines(rows), how, file.name)
+
+
+def keep_good(path: str) -> str:
+    """The command that makes rows to learn from of a judged file, as it can be typed here."""
+    place, here = Path(path), Path.cwd()
+    typed = place.relative_to(here) if place.is_relative_to(here) else place
+    return f"luthier data convert {shlex.quote(str(typed))} --to messages --only-good -o answers.jsonl"
 
 
 def rejected_row(row: Rejected) -> dict[str, Any]:

@@ -23,6 +23,15 @@ def group(conversation: Conversation) -> str:
 
 def first_of_each(digests: Digests) -> Numbers:
     """For each row the number of the first row with the same digest: itself, where there is none before it."""
+    first = np.arange(len(digests))
+    part_of = (digests[:, 0] >> np.uint64(60)).astype(np.uint8)
+    for part in range(16):  # what sorting takes beside the digests stays small for millions of rows
+        rows = np.flatnonzero(part_of == part)
+        first[rows] = rows[_first_of_each(digests[rows])]
+    return first
+
+
+def _first_of_each(digests: Digests) -> Numbers:
     order = np.lexsort((digests[:, 1], digests[:, 0]))
     ordered = digests[order]
     begins = np.ones(len(order), dtype=bool)
@@ -33,7 +42,7 @@ def first_of_each(digests: Digests) -> Numbers:
     return first
 
 
-def twins(digests: Digests, others: Digests) -> Numbers:
-    """For each row the number of an equal one among `others`, or -1."""
-    first = first_of_each(np.concatenate([others, digests]))[len(others) :]
+def twins(digests: Digests, rows: Numbers, others: Numbers) -> Numbers:
+    """For each of `rows` the place in `others` of the first that is equal, or -1. Both are numbers of digests."""
+    first = first_of_each(digests[np.concatenate([others, rows])])[len(others) :]
     return np.where(first < len(others), first, -1)

@@ -146,12 +146,14 @@ def _by_processes(
 
 def _run(jobs: list[Path], bar: Bar) -> list[dict[str, Any]] | None:
     parts: list[dict[str, Any]] = []
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    # The same modules as here, and none that lies in the user's folder. What a process complains of is not shown: this one then does
+    # the work by itself, and says what is wrong.
+    modules = os.pathsep.join(path for path in sys.path if path)
+    environment = {**os.environ, "PYTHONPATH": modules, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-P", "-m", MODULE]
     with ExitStack() as stack:
         processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "luthier.data.encode", str(job)], stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment
-            )
+            subprocess.Popen([*command, str(job)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8", env=environment)
             for job in jobs
         ]
         for process in processes:

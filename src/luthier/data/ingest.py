@@ -3,8 +3,10 @@
 The key is the content's hash, how it is read, and this room's own code, so that neither a changed row nor a changed reader meets an old cache.
 """
 
+import contextlib
 import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -27,6 +29,7 @@ from luthier.reporting import Bar, Reporter
 SCHEMA = 1
 ROWS, REJECTED, META = "rows.arrow", "rejected.jsonl", "meta.json"
 ADVANCE_EVERY_ROWS = 1000
+ABANDONED_AFTER_S = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,14 @@ class Ingested:
             yield Rejected(reason, detail, Source(self.rows.name, number), "")
 
 
+def sweep() -> None:
+    """Delete what runs that were killed left half-written in the cache. What changed within a day may still be written."""
+    for left in folder().glob(".*") if folder().is_dir() else ():
+        with contextlib.suppress(OSError):  # another process may have been faster
+            if left.is_dir() and time.time() - max(path.stat().st_mtime for path in [left, *left.iterdir()]) > ABANDONED_AFTER_S:
+                files.remove_folder(left)
+
+
 def folder() -> Path:
     """Where the cache of rows and tokens lies."""
     return files.home() / "data"
@@ -62,7 +73,10 @@ def cached_bytes() -> int:
 
 
 def clear() -> int:
-    """Delete the cache of rows and tokens; bytes freed. What it held is made again from the files, when they are next read."""
+    """Delete the cache of rows and tokens; bytes freed. It is made again from the files when they are next read.
+
+    What came by standard input is gone: a run on it can be used, but not resumed.
+    """
     freed = cached_bytes()
     if folder().is_dir():
         files.remove_folder(folder())

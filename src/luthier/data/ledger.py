@@ -88,9 +88,17 @@ def write(run: RunFolder, ledger: dict[str, Any], rejected: Iterable[Rejected], 
 def check_same_sources(run: RunFolder, sources: Sequence[dict[str, Any]]) -> None:
     """Raises DataError where a file that the run was trained on is another one now."""
     kept = {source["path"]: source for source in files.read_json(run.ledger)["sources"] if "path" in source}
+    now = {source["path"] for source in sources}
+    if now != set(kept):
+        changed = sorted(now ^ set(kept))[0]
+        raise DataError(
+            "is new since this run was trained" if changed in now else "is gone since this run was trained on it",
+            where=changed,
+            next_step="put the files back as they were, or train again",
+        )
     for source in sources:
-        before = kept.get(source["path"])
-        if before and before["sha256"] != source["sha256"]:
+        before = kept[source["path"]]
+        if before["sha256"] != source["sha256"]:
             raise DataError(
                 f"has changed since this run was trained on it (sha256 {before['sha256'][:12]} then, {source['sha256'][:12]} now)",
                 where=source["file"],

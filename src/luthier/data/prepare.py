@@ -6,8 +6,7 @@ holds the rows in memory: they lie in the cache, and what goes from hand to hand
 
 import hashlib
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +72,7 @@ def load_rows(settings: DataSettings, base: Path, seed: int, reporter: Reporter 
     Raises DataError where a file cannot be read, more than 10 % of the rows are malformed, or nothing is left to train on.
     """
     reporter = reporter or Silent()
+    ingest.sweep()
     spool = ingest.folder() / "spool"
     notes: list[str] = []
     train_files = find_sources(settings.sources, base, spool, notes.append)
@@ -125,13 +125,12 @@ def _distinct(every: AllRows, end: int) -> tuple[Places, list[SetAside]]:
     """The first of each row before `end`, and the later ones beside the first that they repeat (same in all that is trained, to the letter)."""
     first = dedup.first_of_each(every.column("exact")[:end])
     again = np.flatnonzero(first != np.arange(end))
-    return np.flatnonzero(first == np.arange(end)), [_twins("duplicate", "is the same row as", again, first[again], every)]
+    return np.delete(np.arange(end), again), [_twins("duplicate", "is the same row as", again, first[again], every)]
 
 
 def _without_held_out(every: AllRows, places: Places, held_out: Places) -> tuple[Places, list[SetAside]]:
     """Those of `places` that are not held out too, and the others beside their held-out twins (but for case and white space)."""
-    alike = every.column("alike")
-    twin = dedup.twins(alike[places], alike[held_out])
+    twin = dedup.twins(every.column("alike"), places, held_out)
     shared = twin >= 0
     return places[~shared], [_twins("also_in_eval", "is held out too, at", places[shared], held_out[twin[shared]], every)]
 
@@ -154,24 +153,41 @@ def _split(every: AllRows, places: Places, share: float, seed: int) -> tuple[Pla
     wanted = max(1, round(len(places) * share))
     if wanted >= len(places):
         raise DataError(f"{share:.0%} held out leaves no row to train on", where="data.eval", next_step="hold out less, such as data.eval=5%")
-    chosen = _draw([bytes(group) for group in every.column("group")[places]], wanted, seed)
+    chosen = _draw(every.column("group")[places], wanted, seed)
     if not chosen.any():
         return places, nothing, [f"evaluation is off: rows that ask the same stay together, and no group of them fits into {wanted} rows"]
     return places[~chosen], places[chosen], []
 
 
-def _draw(groups: Sequence[bytes], wanted: int, seed: int) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+def _draw(groups: dedup.Digests, wanted: int, seed: int) -> "np.ndarray[Any, np.dtype[np.bool_]]":
     """Whole groups of at most `wanted` rows together, as a mark on each row."""
-    sizes = Counter(groups)
-    chosen: set[bytes] = set()
+    group_of, names, draws = _groups(groups, seed)
+    del groups  # of millions of rows, what is not needed any more makes room for the sorting
+    sizes = np.bincount(group_of).astype(np.int32)
+    chosen = np.zeros(len(group_of), dtype=bool)
     room = wanted
-    for group in sorted(sizes, key=lambda group: hashlib.sha256(b"%d:%s" % (seed, group)).digest()):
-        if sizes[group] <= room:
-            chosen.add(group)
-            room -= sizes[group]
+    for place in np.argsort(draws, kind="stable"):
+        name = names[place]
+        if sizes[name] <= room:
+            chosen[name] = True
+            room -= int(sizes[name])
         if not room:
             break
-    return np.asarray([group in chosen for group in groups], dtype=bool)
+    marks: np.ndarray[Any, np.dtype[np.bool_]] = chosen[group_of]
+    return marks
+
+
+def _groups(digests: dedup.Digests, seed: int) -> tuple[Places, Places, "np.ndarray[Any, np.dtype[np.uint64]]"]:
+    """The group of each row (called by its first row), all groups, and what each has drawn."""
+    group_of = dedup.first_of_each(digests)
+    names = np.flatnonzero(group_of == np.arange(len(group_of)))
+    return group_of, names, _draws((digests[name] for name in names), len(names), seed)
+
+
+def _draws(digests: Iterable[Any], count: int, seed: int) -> "np.ndarray[Any, np.dtype[np.uint64]]":
+    """A number for each digest, drawn by the seed and the digest alone: 0 to 2^56."""
+    drawn = (int.from_bytes(hashlib.sha256(b"%d:%s" % (seed, digest.tobytes())).digest()[:7], "big") for digest in digests)
+    return np.fromiter(drawn, dtype=np.uint64, count=count)
 
 
 def _weighted(every: AllRows, places: Places, weights: Sequence[float], seed: int) -> tuple[Places, list[SetAside]]:
@@ -179,8 +195,7 @@ def _weighted(every: AllRows, places: Places, weights: Sequence[float], seed: in
     if all(weight == 1 for weight in weights):
         return places, []
     weight = np.asarray(weights)[every.part_of(places)]
-    digests = every.column("exact")[places]
-    draw = np.asarray([int.from_bytes(hashlib.sha256(b"%d:%s" % (seed, bytes(digest))).digest()[:7], "big") / 2**56 for digest in digests])
+    draw = _draws(every.column("exact")[places], len(places), seed) / 2**56
     times = np.floor(weight).astype(np.int64) + (draw < weight % 1)
     missing = places[times == 0]
     said = SetAside("not_drawn", missing, lambda index: f"its source has the weight {weights[int(every.part_of(missing[index : index + 1])[0])]:g}")
@@ -219,6 +234,11 @@ def tokenize_rows(rows: Rows, tokenizer: Any, max_length: int, settings: DataSet
         _check_too_long(gone, len(used), limit, rows.every)
     _check_malformed(left)
     _check_left(left)
+    if len(rows.held_out) and not len(left.held_out):
+        said = f"none of {len(rows.held_out):,} rows that are held out can be used"
+        if not _is_share(settings.eval):
+            raise _unusable(f"{said} to evaluate", left.rejected)
+        left = replace(left, notes=[*left.notes, f"evaluation is off: {said}"])
     train = _examples_of(store, left.train.places)
     held_out = _examples_of(store, left.held_out.places)
     return Prepared(
@@ -235,7 +255,7 @@ def tokenize_rows(rows: Rows, tokenizer: Any, max_length: int, settings: DataSet
 
 def _books(rows: Rows, store: TokenStore, train: Places, held_out: Places) -> dict[str, Any]:
     """The closed ledger of the rows and their examples."""
-    sizes = rows.every.column("rows")
+    sizes = rows.every.sizes
     row_counts, token_counts = [], []
     for number, source in enumerate(rows.ingested):
         of_train, of_held_out = (_of_source(rows.every, places, number) for places in (rows.train.places, rows.held_out.places))
@@ -334,9 +354,9 @@ def _unusable(problem: str, rejected: Rejections, but: "set[str] | frozenset[str
     first = "".join(f"\n  {row.source}: {row.reason}: {row.detail}" for row in some)
     more = f"\n  and {total - LISTED:,} more" if total > LISTED else ""
     where = str(some[0].source) if some else "data.eval"
-    return DataError(
-        problem + first + more, where=where, next_step="luthier data clean FILE --to clean.jsonl takes them out and lists them; or mend them"
-    )
+    file = some[0].source.file if some else "FILE"
+    next_step = f"mend these rows (luthier data clean {file} --to clean.jsonl takes out and lists those that cannot be read)"
+    return DataError(problem + first + more, where=where, next_step=next_step)
 
 
 def _said_of(rows: Rows) -> list[str]:

@@ -4,8 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from luthier.data.ingest import Ingested
 from luthier.data.store import AllRows, Places
 from luthier.records import Rejected
@@ -25,7 +23,6 @@ class Rejections:
 
     def __init__(self, sources: Sequence[Ingested], rows: AllRows, later: Sequence[SetAside] = ()) -> None:
         self._sources, self._rows, self._later = sources, rows, [group for group in later if len(group.places)]
-        self._sizes: Places = rows.column("rows") if len(rows) else np.zeros(0, np.int64)
         self.counts: Counter[str] = Counter()  # rows as read, by reason
         self.first: dict[str, Rejected] = {}  # of each reason, without its text
         for source in sources:
@@ -55,7 +52,7 @@ class Rejections:
         for group in self._later:
             inside = group.places[(start <= group.places) & (group.places < end)]
             if len(inside):
-                counts[group.reason] += int(self._sizes[inside].sum())
+                counts[group.reason] += int(self._rows.sizes[inside].sum())
         return counts
 
     def _count_read(self, source: Ingested) -> None:
@@ -64,9 +61,9 @@ class Rejections:
             self.first.setdefault(rejected.reason, rejected)
 
     def _size(self, group: SetAside) -> int:
-        return int(self._sizes[group.places].sum())
+        return int(self._rows.sizes[group.places].sum())
 
     def _rejected(self, group: SetAside, index: int, *, raw: bool) -> Rejected:
         place = int(group.places[index])
         text = self._rows.raw(place) if raw else ""
-        return Rejected(group.reason, group.detail(index), self._rows.source(place), text, int(self._sizes[place]))
+        return Rejected(group.reason, group.detail(index), self._rows.source(place), text, int(self._rows.sizes[place]))

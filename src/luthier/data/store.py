@@ -1,11 +1,13 @@
 """Rows and tokens on the disk: written once, in order, and read by number without being held in memory.
 
-Both are Arrow files with BATCH_ROWS entries a batch. Rows are compressed and read batch by batch; tokens are not, and are mapped into memory.
+Both are Arrow files of batches that are small enough to be held. Rows are compressed and read batch by batch; tokens are not, and are mapped
+into memory.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -16,7 +18,8 @@ from luthier.records import Conversation, Source, TokenizedExample, Turn
 
 T = TypeVar("T")
 Places = np.ndarray[Any, np.dtype[np.int64]]
-BATCH_ROWS = 512
+# A batch ends at either: rows of whole books are as large as thousands of questions.
+BATCH_ROWS, BATCH_ITEMS = 512, 8 << 20
 DIGEST = pa.binary(16)
 ROW_SCHEMA = pa.schema(
     [
@@ -82,11 +85,13 @@ class Writer:
         self._file = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_file(self._file, schema, options=pa.ipc.IpcWriteOptions(compression="zstd" if compressed else None))
         self._pending: list[tuple[Any, ...]] = []
+        self._items = 0  # characters and tokens of the pending entries
 
     def add(self, *entry: Any) -> None:
         self._pending.append(entry)
         self.written += 1
-        if len(self._pending) == BATCH_ROWS:
+        self._items += sum(len(value) for value in entry if isinstance(value, str | list))
+        if len(self._pending) == BATCH_ROWS or self._items >= BATCH_ITEMS:
             self._flush()
 
     def close(self) -> None:
@@ -99,7 +104,7 @@ class Writer:
         columns = zip(*self._pending, strict=True)
         arrays = [pa.array(column, type=field.type) for column, field in zip(columns, self._schema, strict=True)]
         self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
-        self._pending = []
+        self._pending, self._items = [], 0
 
 
 class RowFile(Sequence[Conversation]):
@@ -108,14 +113,14 @@ class RowFile(Sequence[Conversation]):
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
         self._reader = pa.ipc.open_file(pa.OSFile(str(path), "rb"))
-        batches = self._reader.num_record_batches
-        self._length = (batches - 1) * BATCH_ROWS + self._reader.get_batch(batches - 1).num_rows if batches else 0
         self._held = -1
         self._columns: dict[str, Any] = {}
-        self.lines: Places = self.column("line")
+        lines = [batch.to_numpy().astype(np.int32) for batch in self._batches("line")]
+        self._starts = np.cumsum([0, *map(len, lines)])  # of each batch
+        self.lines = np.concatenate([np.zeros(0, np.int32), *lines])
 
     def __len__(self) -> int:
-        return self._length
+        return int(self._starts[-1])
 
     @overload
     def __getitem__(self, place: int) -> Conversation: ...
@@ -123,7 +128,7 @@ class RowFile(Sequence[Conversation]):
     def __getitem__(self, place: slice) -> Sequence[Conversation]: ...
     def __getitem__(self, place: int | slice) -> Conversation | Sequence[Conversation]:
         if isinstance(place, slice):
-            return [self[index] for index in range(*place.indices(self._length))]
+            return [self[index] for index in range(*place.indices(len(self)))]
         return from_json(str(self._value("conversation", place)), self.source(place))
 
     def source(self, place: int) -> Source:
@@ -135,22 +140,28 @@ class RowFile(Sequence[Conversation]):
 
     def column(self, name: str) -> Any:
         """A whole column: int64 numbers, or digests as (rows, 2) uint64."""
+        digests = ROW_SCHEMA.field(name).type == DIGEST
+        # Filled batch by batch: of millions of rows there is one copy.
+        whole = np.empty((len(self), 2), np.uint64) if digests else np.empty(len(self), np.int64)
+        for start, batch in zip(self._starts, self._batches(name), strict=False):
+            found = np.frombuffer(batch.buffers()[1], dtype=np.uint64, count=2 * len(batch)).reshape(-1, 2) if digests else batch.to_numpy()
+            whole[start : start + len(batch)] = found
+        return whole
+
+    def _batches(self, name: str) -> Iterator[Any]:
         reader = pa.ipc.open_file(pa.OSFile(str(self.path), "rb"), options=pa.ipc.IpcReadOptions(included_fields=[ROW_SCHEMA.get_field_index(name)]))
-        batches = [reader.get_batch(number).column(0) for number in range(reader.num_record_batches)]
-        if ROW_SCHEMA.field(name).type == DIGEST:
-            parts = [np.frombuffer(batch.buffers()[1], dtype=np.uint64, count=2 * len(batch)).reshape(-1, 2) for batch in batches]
-            return np.concatenate(parts) if parts else np.zeros((0, 2), np.uint64)
-        return np.concatenate([batch.to_numpy().astype(np.int64) for batch in batches]) if batches else np.zeros(0, np.int64)
+        return (reader.get_batch(number).column(0) for number in range(reader.num_record_batches))
 
     def _value(self, name: str, place: int) -> Any:
-        if not -self._length <= place < self._length:
+        if not -len(self) <= place < len(self):
             raise IndexError(place)
-        batch, index = divmod(place % self._length, BATCH_ROWS)
+        place %= len(self)
+        batch = int(np.searchsorted(self._starts, place, side="right")) - 1
         if batch != self._held:
             found = self._reader.get_batch(batch)
             self._columns = {name: found.column(name) for name in ("conversation", "raw")}
             self._held = batch
-        return self._columns[name][index].as_py()
+        return self._columns[name][place - int(self._starts[batch])].as_py()
 
 
 class AllRows(Sequence[Conversation]):
@@ -182,7 +193,13 @@ class AllRows(Sequence[Conversation]):
         return part.raw(index)
 
     def column(self, name: str) -> Any:
-        return np.concatenate([part.column(name) for part in self.parts])
+        """A column of all rows, one source after the other."""
+        return self.parts[0].column(name) if len(self.parts) == 1 else np.concatenate([part.column(name) for part in self.parts])
+
+    @cached_property
+    def sizes(self) -> "np.ndarray[Any, np.dtype[np.int32]]":
+        """How many rows as read each row was made of."""
+        return np.asarray(self.column("rows"), dtype=np.int32)
 
     def part_of(self, places: Places) -> Places:
         """The number of the source of each row."""

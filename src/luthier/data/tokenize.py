@@ -89,11 +89,19 @@ def _tokenize(conversation: Conversation, tokenizer: Any, how: How) -> Tokenized
     found = [one for side in sides for one in examples(side)]
     read = _read(sides, found, conversation, tokenizer)
     if not too_long.fits(found, how.max_length):
-        found = _shortened(sides, found, conversation, examples, how)
+        whole, found = found, _shortened(sides, found, conversation, examples, how)
+        _check_nothing_is_lost(whole, found, how)
     found = [one for one in found if any(one.trained[1:])]
     if not found:
         raise Unfit("nothing_trained", "no token of the row is left to be trained")
     return _booked(found, read, conversation)
+
+
+def _check_nothing_is_lost(before: Sequence[Written], after: Sequence[Written], how: How) -> None:
+    """A row that is split teaches what it taught whole, once each. (Truncating may leave out the oldest answers, which the books count as cut.)"""
+    taught = [sum(sum(one.trained[1:]) for one in examples) for examples in (before, after)]
+    if how.too_long == "split" and how.loss_on != "all" and taught[0] != taught[1]:
+        raise Unfit("mask_not_proved", f"{taught[0]} tokens of the row are to be trained, and {taught[1]} are once it is split")
 
 
 def _sides(conversation: Conversation) -> list[tuple[Turns, int]]:

@@ -3,11 +3,14 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from luthier.data.conversations import JUDGED, keep_good
 from luthier.data.quality.check import Concern, Finding, Verdict
+from luthier.data.read.source import is_local
 from luthier.diagnose.bars import Bar, Chart
 from luthier.records import Rejected
 from luthier.run_folder import SCHEMA
@@ -100,18 +103,35 @@ def headline(report: DataReport) -> str:
 def next_step(report: DataReport) -> str:
     """The one thing to do next."""
     if report.stopped:
-        return report.stopped.rpartition("Try: ")[2]
-    target = shlex.quote(report.target)
+        return _at(report, report.stopped.rpartition("Try: ")[2])
     if not report.concerns:
-        return f"luthier train {target}" if report.is_settings else f"luthier init my-project, and data.train: {report.target} in its luthier.yaml"
+        return _train(report)
     grave = [one for one in report.concerns if one.verdict == report.verdict]
-    removable = [one.check for one in grave if one.removable and one.found]
+    # Only where taking out is the cure: what must be read first is not put into a command.
+    removable = [one.check for one in grave if one.removable and one.found and "luthier data clean" in one.cure]
     return _clean(report, removable) if removable else cure(report, grave[0])
+
+
+def _train(report: DataReport) -> str:
+    """How good rows are trained on: through the settings that name them, or those of a new project."""
+    judged = next((source["path"] for source in report.ledger["sources"] if source.get("format") in JUDGED), None)
+    if judged is not None:
+        return keep_good(judged)
+    if report.is_settings:
+        return f"luthier train {shlex.quote(report.target)}"
+    rows = Path(report.target).absolute() if is_local(report.target, Path()) else report.target
+    return f"luthier init my-project && luthier train my-project/luthier.yaml {shlex.quote(f'data.train={rows}')} data.eval=5%"
 
 
 def cure(report: DataReport, finding: Finding) -> str:
     """What to do about a finding, with the command as it can be typed here."""
-    return finding.cure.replace("luthier data clean FILE", _clean(report, [finding.check]))
+    return _at(report, finding.cure.replace("luthier data clean FILE", _clean(report, [finding.check])))
+
+
+def _at(report: DataReport, advice: str) -> str:
+    """Advice with this report's target in its commands."""
+    target = shlex.quote(report.target)
+    return advice.replace("data clean FILE", f"data clean {target}").replace("tokenizer train FILE", f"tokenizer train {target} --to my-tokenizer")
 
 
 def _clean(report: DataReport, checks: Sequence[str]) -> str:

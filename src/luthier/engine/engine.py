@@ -7,6 +7,7 @@ engine.optim_step(learning_rate=1e-3)
 engine.sample("Where is the nearest luthier?")
 """
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -113,6 +114,11 @@ class Engine:
         adam.zero_grad(set_to_none=True)
         return norm
 
+    def forget_gradients(self) -> float:
+        """Drop what an update gathered: nothing is learned from it. Gives NaN, the norm of nothing."""
+        self.adam.zero_grad(set_to_none=True)
+        return math.nan
+
     def held_out_loss(self, examples: Sequence[TokenizedExample]) -> float:
         """Mean loss over the trained tokens of `examples`, in nats; nothing is learned and no mode is left changed."""
         training = self.model.training
@@ -131,14 +137,30 @@ class Engine:
         return sum(float(reference.loss_sum(self.model, example)) for example in examples)
 
     def answer(self, prompts_ids: list[list[int]], *, max_new_tokens: int, on_answers: Callable[[int], None] = lambda answers: None) -> list[str]:
-        """Greedy answers to many prompts."""
-        max_new_tokens = self._room_for(max(map(len, prompts_ids), default=0), max_new_tokens)
+        """Greedy answers to many prompts. One that nearly fills the context has a shorter answer, and the others have not."""
+        rooms = [self._room_for(len(prompt), max_new_tokens) for prompt in prompts_ids]
         training = self.model.training
         self.model.eval()
         decode = reference.answer if self.plain_reason else generate.answer
-        found = decode(self.model, prompts_ids, stop_ids=self.stop_ids, max_new_tokens=max_new_tokens, on_answers=on_answers)
+        answers = [""] * len(prompts_ids)
+        done = 0
+        for room in sorted(set(rooms), reverse=True):
+            places = [place for place, one in enumerate(rooms) if one == room]
+
+            def advance(answered: int, before: int = done) -> None:
+                on_answers(before + answered)
+
+            asked = [prompts_ids[place] for place in places]
+            found = decode(self.model, asked, stop_ids=self.stop_ids, max_new_tokens=room, on_answers=advance)
+            for place, ids in zip(places, found, strict=True):
+                answers[place] = self.tokenizer.decode(ids, skip_special_tokens=True)
+            done += len(places)
         self.model.train(training)
-        return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in found]
+        return answers
+
+    def has_room(self, prompt_ids: list[int], new_tokens: int = 1) -> bool:
+        """Whether an answer of so many tokens to this prompt ends inside the model's context."""
+        return self.context is None or len(prompt_ids) + new_tokens <= self.context
 
     def stream(self, turns: list[Turn], *, max_new_tokens: int = 512) -> Iterator[str]:
         """The answer to a conversation, piece by piece, as it is made."""
@@ -153,14 +175,16 @@ class Engine:
 
     def _room_for(self, prompt_tokens: int, max_new_tokens: int) -> int:
         """How many tokens an answer may have, so that it ends inside the model's context."""
-        context = getattr(update.causal_model(self.model).config, "max_position_embeddings", None) or prompt_tokens + max_new_tokens
+        context = self.context
+        if context is None:
+            return max_new_tokens
         if prompt_tokens >= context:
             raise DataError(
                 f"the prompt has {prompt_tokens:,} tokens and the model's context {context:,}: there is no room for an answer",
                 where="prompt",
                 next_step="shorten it, or begin a new conversation",
             )
-        return int(min(max_new_tokens, context - prompt_tokens))
+        return min(max_new_tokens, context - prompt_tokens)
 
     def _pieces(self, new_ids: Iterator[int]) -> Iterator[str]:
         """Text as it grows; a character that is not whole yet waits for its last byte."""
@@ -201,6 +225,12 @@ class Engine:
     @property
     def device(self) -> torch.device:
         return update.device_of(self.model)
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens the model was made for; None where its config does not say."""
+        tokens: int | None = getattr(update.causal_model(self.model).config, "max_position_embeddings", None)
+        return tokens or None
 
     @property
     def stop_ids(self) -> set[int]:

@@ -45,10 +45,15 @@ def install(tokenizer: Any, asked: str, base: Path) -> Chosen:
     return chosen
 
 
+def is_file(asked: str) -> bool:
+    """Whether the setting `template` names a file."""
+    return asked.endswith((".jinja", ".jinja2", ".j2"))
+
+
 def _chosen(tokenizer: Any, asked: str, base: Path) -> Chosen:
     if asked in NAMES:
         return Chosen(asked, "as given")
-    if asked.endswith((".jinja", ".jinja2", ".j2")):
+    if is_file(asked):
         return Chosen(str(base / asked), "as given")
     if asked != "auto":
         near = difflib.get_close_matches(asked, [*NAMES, "auto"], n=1)

@@ -4,7 +4,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ class Converted:
     rejected_file: str
 
 
-def convert(paths: Sequence[str], target: str, to: Path, reading: Reading, reporter: Reporter | None = None) -> Converted:
+def convert(paths: Sequence[str], target: str, to: Path, reading: Reading, reporter: Reporter | None = None, *, only_good: bool = False) -> Converted:
     """Write the rows of `paths` to the new file `to` in the format `target`; what it cannot hold is listed in `to`.rejected.jsonl.
 
+    `only_good` makes rows to learn from of judged ones: of a pair the better answer stays, of labeled rows those that are good.
     Raises CallError where a file to be written exists, and DataError where nothing at all can be written.
     """
     reporter = reporter or Silent()
@@ -46,7 +47,7 @@ def convert(paths: Sequence[str], target: str, to: Path, reading: Reading, repor
         for file in found:
             formatted = conversations(file, reading, reporter.say)
             for built in formatted.built:
-                value = built if isinstance(built, Rejected) else _written(built, target)
+                value = built if isinstance(built, Rejected) else _written(built, target, only_good)
                 if isinstance(value, Rejected):
                     rejected.append(value)
                     continue
@@ -57,7 +58,11 @@ def convert(paths: Sequence[str], target: str, to: Path, reading: Reading, repor
                 reporter.say(f"{file.name}: {note}")
         if not counts["written"] and rejected:
             first = rejected[0]
-            raise DataError(f"no row can be written as {target} ({first.reason}: {first.detail})", where=str(first.source), next_step="another --to")
+            raise DataError(
+                f"no row can be written as {target} ({first.reason}: {first.detail})",
+                where=str(first.source),
+                next_step="--to messages holds the most; --only-good keeps the good answers of judged rows",
+            )
 
     with tempfile.TemporaryDirectory() as spool:
         found = files_of(paths, Path(spool), reporter.say)
@@ -72,8 +77,13 @@ def convert(paths: Sequence[str], target: str, to: Path, reading: Reading, repor
     return Converted(str(to), read, counts["used"], counts["written"], dict(reasons), str(rejected_file) if rejected else "")
 
 
-def _written(built: Built, target: str) -> dict[str, Any] | Rejected:
+def _written(built: Built, target: str, only_good: bool) -> dict[str, Any] | Rejected:
+    conversation = built.conversation
+    if only_good and conversation.label is False:
+        return Rejected("bad_answer", "its label says that the answer is bad", conversation.source, built.raw, built.rows)
+    if only_good:
+        conversation = replace(conversation, rejected=(), label=None)
     try:
-        return write_as(target, built.conversation)
+        return write_as(target, conversation)
     except DataError as error:
-        return Rejected("not_expressible", error.problem, built.conversation.source, built.raw, built.rows)
+        return Rejected("not_expressible", error.problem, conversation.source, built.raw, built.rows)

@@ -4,6 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 from luthier import files
 from luthier.config.checks import CheckSettings
 from luthier.config.load import Config
-from luthier.data import prepare
+from luthier.data import judging, prepare
+from luthier.data.conversations import JUDGED, keep_good
 from luthier.data.prepare import Prepared, Rows
 from luthier.data.quality.check import Finding, Given
 from luthier.data.quality.run import run_checks
@@ -21,7 +23,7 @@ from luthier.data.store import Picked, Places, TokenStore
 from luthier.diagnose.data_page import OURS, data_page
 from luthier.diagnose.data_plots import write_plots
 from luthier.diagnose.data_report import DataReport, charts
-from luthier.errors import CallError, DataError, ModelError
+from luthier.errors import CallError, ConfigError, DataError, ModelError
 from luthier.models import facts, find
 from luthier.plan import choose
 from luthier.records import Conversation, Source, TokenizedExample
@@ -96,9 +98,11 @@ def check(
     given = Given(
         settings=chosen,
         held_out=rows.held_out,
-        token_counts=_token_counts(tokens.prepared, rows, places) if tokens.prepared else None,
+        token_counts=_token_counts(tokens.prepared, rows, places, split=settings.data.too_long == "split") if tokens.prepared else None,
         tokenizer=tokens.tokenizer,
         max_length=tokens.max_length,
+        losses=_losses(config, tokens.prepared, places, reporter) if tokens.prepared and _is_on("hard_rows", chosen) else None,
+        judge=partial(judging.judge, settings=chosen) if _is_on("judge", chosen) and _judge_is_named(chosen) else None,
     )
     with reporter.bar("checking", max(1, len(looked_at))) as bar:
         findings = run_checks(looked_at, given, bar.advance)
@@ -106,9 +110,9 @@ def check(
     return DataReport(
         target=target,
         is_settings=bool(config.given),
-        notes=[*config.notes, *(tokens.prepared.rows if tokens.prepared else rows).notes],
+        notes=[*config.notes, *(tokens.prepared.rows if tokens.prepared else rows).notes, *_judged(rows)],
         ledger=ledger,
-        findings=[_with_set_aside(finding, ledger) for finding in findings],
+        findings=[_with_set_aside(_decided(finding, settings.data.too_long), ledger) for finding in findings],
         roles=Counter(turn.role for row in looked_at for turn in (*row.turns, *row.rejected)),
         rejected=list(itertools.islice((tokens.prepared.rows if tokens.prepared else rows).rejected, SHOWN_REJECTED)),
         left_out=[tokens.left_out] if tokens.left_out else [],
@@ -116,11 +120,55 @@ def check(
     )
 
 
+def _judged(rows: Rows) -> list[str]:
+    """What must be done before `luthier train` takes the sources that hold more than answers to learn."""
+    judged = [(source, what) for source in rows.sources if (what := JUDGED.get(source["format"]))]
+    return [f"{one['file']} holds {what}, which luthier train does not take: {keep_good(one['path'])} keeps the good answers" for one, what in judged]
+
+
 def chosen_checks(settings: CheckSettings, only: Sequence[str], skip: Sequence[str]) -> CheckSettings:
     """The settings with what the command line asks for: `only` these checks, or all that are on but those to `skip`."""
     if only:
         settings = settings.model_copy(update={"off": [name for name in CHECKS if name not in only], "on": list(only)})
     return settings.model_copy(update={"off": [*settings.off, *skip]})
+
+
+def _is_on(name: str, settings: CheckSettings) -> bool:
+    return name in settings.on and name not in settings.off
+
+
+def _judge_is_named(settings: CheckSettings) -> bool:
+    if settings.judge_endpoint and not settings.judge_model:
+        raise ConfigError("the judge has an address and no model", where="checks.judge_endpoint", next_step="add checks.judge_model")
+    return bool(settings.judge_endpoint)
+
+
+def _losses(config: Config, prepared: Prepared, places: Places, reporter: Reporter) -> list[float]:
+    """The base model's loss on each row at `places`, in nats a trained token; NaN for a row that is not trained."""
+    from luthier.engine import opening
+
+    settings = config.settings
+    if settings.tokenizer.path or settings.tokenizer.add_special_tokens:
+        raise ConfigError(
+            "the base model has no values for the rows that another tokenizer or added tokens need, so no loss can be measured",
+            where=config.given.get("checks.on", "checks.on: hard_rows"),
+            next_step="take hard_rows out, or the tokenizer settings",
+        )
+    folder = find.find(settings.model, reporter, Path(config.file.parent))
+    engine = opening.open_model(str(folder.resolve()), reporter, device=settings.device)
+    store = prepared.train.whole
+    assert isinstance(store, TokenStore)
+    sums, counts = np.zeros(len(prepared.rows.every)), np.zeros(len(prepared.rows.every))
+    numbers = np.unique(prepared.train.places)
+    with reporter.bar("measuring the base's loss on each row", max(1, len(numbers))) as bar:
+        for done, number in enumerate(numbers.tolist(), 1):
+            row, tokens = int(store.rows[number]), int(store.trained_tokens[number])
+            sums[row] += engine.held_out_loss([store[number]]) * tokens
+            counts[row] += tokens
+            bar.advance(done)
+    with np.errstate(invalid="ignore"):
+        losses = sums[places] / counts[places]
+    return [float(loss) for loss in losses]
 
 
 def check_page(path: Path) -> None:
@@ -222,12 +270,20 @@ def _tokenizer(config: Config, reporter: Reporter, say: Callable[[str], None]) -
     return tokenizer, int(str(choose.max_length(settings, facts.from_folder(folder)).value))
 
 
-def _token_counts(prepared: Prepared, rows: Rows, places: Places) -> list[int]:
-    """Tokens of each row at `places`, those that were set aside for their length too."""
+def _token_counts(prepared: Prepared, rows: Rows, places: Places, *, split: bool) -> list[int]:
+    """Tokens of each row at `places`, those that were set aside for their length too.
+
+    A row is as long as its longest example (a pair has one of each answer), and as all of its parts where rows are `split`.
+    """
     store = prepared.train.whole
     assert isinstance(store, TokenStore)
-    counts = np.zeros(len(rows.every), dtype=np.int64)
-    np.add.at(counts, store.rows, store.read)
+    size = len(rows.every)
+    counts = np.bincount(store.rows, store.read, size).astype(np.int64)
+    if not split:
+        longest = np.zeros(size, dtype=np.int64)
+        np.maximum.at(longest, store.rows, store.lengths)
+        several = np.bincount(store.rows, minlength=size) > 1
+        counts[several] = longest[several]
     lost = {row.source: int(row.detail.split()[0].replace(",", "")) for row in prepared.rows.rejected if row.reason == "too_long"}
     if lost:
         for place in places[counts[places] == 0].tolist():
@@ -241,6 +297,11 @@ def _rows_only(rows: Rows) -> dict[str, Any]:
     used = {"train": int(sizes[np.unique(rows.train.places)].sum()), "eval": int(sizes[rows.held_out.places].sum())}
     counts = {"read": rows.read, "used": sum(used.values()), **used, "rejected": dict(sorted(rows.rejected.counts.items()))}
     return {"schema": SCHEMA, "rows": counts, "sources": rows.sources}
+
+
+def _decided(finding: Finding, too_long: str) -> Finding:
+    """Long rows stand in the way of training only where the settings do not say what becomes of them."""
+    return replace(finding, verdict="look") if finding.check == "length" and finding.verdict == "stop" and too_long != "error" else finding
 
 
 def _with_set_aside(finding: Finding, ledger: dict[str, Any]) -> Finding:

@@ -71,7 +71,8 @@ def clean(config: Config, to: Path, *, only: Sequence[str] = (), skip: Sequence[
             reasons.update({name: int(sizes[place]) for name, _ in why})
     removed = sum(_removed_rows(part) for part in parts)
     if removed == read:
-        raise DataError(f"of {read:,} rows none would be left", where=parts[0].file.name, next_step="take out less, with --only or --skip")
+        next_step = "mend the rows (luthier data check says why), or take out less"
+        raise DataError(f"of {read:,} rows none would be left", where=parts[0].file.name, next_step=next_step)
     files.make_folder(to.parent)
     files.write_lines(removed_file, (entry for part in parts for entry in _removed(part)))
     files.write_pieces(to, (f"{line}\n".encode("utf-8", "backslashreplace") for part in parts for line in _kept(part, config)))

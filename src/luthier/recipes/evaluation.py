@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from luthier.config.data import DataSettings
+from luthier.config.data import DataSettings, SourceSettings
 from luthier.config.load import load_config
 from luthier.config.settings import EvaluationSettings
 from luthier.data import ledger, prepare
@@ -36,13 +36,14 @@ def evaluate(run: RunFolder, reporter: Reporter | None = None, *, data: str | No
     reporter = reporter or Silent()
     settings = load_config(run.config).settings
     asked = settings.evaluation
-    rows = _rows_of(data, reporter) if data else _held_out(run)
+    rows = _rows_of(data, settings.data, reporter) if data else _held_out(run)
     rows = rows[: asked.max_rows]
     metrics.check(asked.metrics, [row.answer for row in rows])
     engine = engine or opening.open_trained(run, reporter)
+    rows = _that_fit(rows, engine, reporter)
 
     base_rows = rows[: asked.base_rows]
-    examples = _examples(run, asked.shots, engine, reporter) if asked.shots else []
+    examples = _examples(run, asked, base_rows, engine, reporter) if asked.shots else []
     with opening.as_base(engine):
         columns = [Column("base", _ask(engine, base_rows, [], asked, "base", reporter))]
         if examples:
@@ -70,9 +71,12 @@ def _held_out(run: RunFolder) -> list[Conversation]:
     return rows
 
 
-def _rows_of(file: str, reporter: Reporter) -> Sequence[Conversation]:
-    """A file of questions; nothing is trained, so nothing is split off. What is set aside is said."""
-    loaded = prepare.load_rows(DataSettings(train=file, eval=None), Path(), seed=0, reporter=reporter)
+def _rows_of(file: str, trained: DataSettings, reporter: Reporter) -> Sequence[Conversation]:
+    """A file of questions, read as the training rows were; nothing is trained, so nothing is split off. What is set aside is said."""
+    only = trained.sources[0] if len(trained.sources) == 1 else SourceSettings(path=file)
+    changes = {"train": file, "eval": None, "columns": {**trained.columns, **only.columns}, "format": only.format or trained.format}
+    asked = trained.model_copy(update=changes)
+    loaded = prepare.load_rows(asked, Path(), seed=0, reporter=reporter)
     for note in loaded.notes:
         reporter.say(note)
     rows = loaded.train
@@ -81,13 +85,33 @@ def _rows_of(file: str, reporter: Reporter) -> Sequence[Conversation]:
     return rows
 
 
-def _examples(run: RunFolder, shots: int, engine: Engine, reporter: Reporter) -> Sequence[Conversation]:
-    """Rows that were trained, as examples for the prompt."""
+def _that_fit(rows: Sequence[Conversation], engine: Engine, reporter: Reporter) -> Sequence[Conversation]:
+    """The questions that leave room for an answer. Long chats that were split or truncated for the training may leave none."""
+    fitting = [row for row in rows if engine.has_room(_prompt(row, [], engine))]
+    if not fitting:
+        problem = f"none of {len(rows)} questions leaves room for an answer in the model's context of {engine.context} tokens"
+        raise DataError(problem, where=str(rows[0].source), next_step="luthier eval RUN --data FILE with shorter questions")
+    if left_out := len(rows) - len(fitting):
+        reporter.say(f"not asked: {left_out} of {len(rows)} questions, which leave no room for an answer in {engine.context} tokens")
+    return fitting
+
+
+def _examples(
+    run: RunFolder, asked: EvaluationSettings, questions_asked: Sequence[Conversation], engine: Engine, reporter: Reporter
+) -> Sequence[Conversation]:
+    """Rows that were trained, as examples for the prompt: as many as all questions have room for."""
+    shots = asked.shots
     config = load_config(run.config)
     rows = prepare.trained_rows(run, config.settings.data, config.file.parent, config.settings.seed, engine.tokenizer)
     if len(rows) < shots:
         reporter.say(f"evaluation.shots is {shots} and there are {len(rows)} training rows: the base is shown {len(rows)}")
-    return questions.spread(rows, shots)
+    examples = questions.spread(rows, shots)
+    fewer = examples
+    while fewer and not all(engine.has_room(_prompt(row, fewer, engine), int(asked.max_new_tokens)) for row in questions_asked):
+        fewer = fewer[:-1]
+    if len(fewer) < len(examples):
+        reporter.say(f"evaluation.shots is {shots}: {len(fewer)} examples fit beside every question in {engine.context} tokens")
+    return fewer
 
 
 def _ask(

@@ -1,6 +1,5 @@
 """Take a run out of the workshop: the adapter, or one merged model, and the proof that it is the same thing."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,13 +37,15 @@ def export(run: RunFolder, to: str, reporter: Reporter | None = None, *, folder:
     config = load_config(run.config)
     trained = opening.open_trained(run, reporter, "fp32")
     rows = _rows(run, config, trained.tokenizer)
-    prompts = [prompt_ids(row.prompt, trained.tokenizer, row.tools) for row in rows if row.prompt]
-    how = How(sys.maxsize, loss_on=config.settings.data.loss_on)
-    whole = [_example(tokenize(row, trained.tokenizer, how)) for row in rows]
+    asked = [prompt_ids(row.prompt, trained.tokenizer, row.tools) for row in rows if row.prompt]
+    prompts = [prompt for prompt in asked if trained.has_room(prompt)]  # a chat that was split may be too long to be asked whole
+    data = config.settings.data
+    how = How(int(data.max_length) - data.reserve_for_generation, data.too_long, data.loss_on)
+    examples = [_example(tokenize(row, trained.tokenizer, how)) for row in rows]
     length = int(config.settings.evaluation.max_new_tokens)
 
     with reporter.bar(f"comparing {to} with the trained model", 2) as bar:
-        before = _answers(trained, prompts, whole, length)
+        before = _answers(trained, prompts, examples, length)
         bar.advance(1)
         if to == "merged":
             merged.write_merged(trained, target, precision)
@@ -53,7 +54,7 @@ def export(run: RunFolder, to: str, reporter: Reporter | None = None, *, folder:
             merged.write_adapter(trained, target, config.settings.model)
             exported = opening.open_trained(run, reporter, "fp32", adapter=target)
             precision = "fp32"
-        after = _answers(exported, prompts, whole, length)
+        after = _answers(exported, prompts, examples, length)
         bar.advance(2)
 
     certificate = parity.compare(before, after, artifact=target.name, engine="luthier fp32", precision=precision)

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import importlib.metadata
+import itertools
 import platform
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from luthier import files, run_folder
 from luthier.config.load import Config, load_config, settings_to_yaml
 from luthier.config.settings import Settings
 from luthier.data import prepare
+from luthier.data.conversations import JUDGED, keep_good
 from luthier.data.prepare import Prepared, Rows
 from luthier.data.read.source import is_local
 from luthier.data.tokenize import prompt_ids
@@ -20,7 +22,7 @@ from luthier.diagnose.report import write_report
 from luthier.engine import Engine, opening, probe
 from luthier.errors import ConfigError, DataError, LuthierError
 from luthier.evaluate import metrics
-from luthier.models import facts, find
+from luthier.models import facts, find, templates
 from luthier.plan import choose, shape
 from luthier.plan.choose import Plan
 from luthier.records import StepReport
@@ -31,7 +33,6 @@ from luthier.train import checkpoint, loop, order, schedule
 from luthier.train.checkpoint import Place
 from luthier.version import VERSION
 
-JUDGED = {"preference": "pairs of a better and a worse answer", "kto": "answers that are labeled good or bad"}
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 
 
@@ -76,11 +77,14 @@ def fit(config: Config, reporter: Reporter | None = None, *, title: str = "", re
     run = resume or _begin(config, plan, prepared, folder, title)
     # From the run's own settings: they name files and runs wherever one stands, and go on to mean the same (init_from: last).
     engine = opening.start(load_config(run.config), plan.settings, folder, tokenizer)
+    place = Place(0, prepared.sha256, plan.settings.seed, str(plan.settings.training.precision))
+    if resume:
+        place = _restore(run, engine, place, reporter)
     contract.write(run, tokenizer, engine.stop_ids, prepared.rows.train)
     engine.check(prepared.train[int(prepared.lengths.argmin())])
     if engine.plain_reason:
         reporter.say(f"the plain path is used, one row at a time: {engine.plain_reason}")
-    _train(run, engine, prepared, plan, reporter, resumed=resume is not None)
+    _train(run, engine, prepared, plan, reporter, place)
 
     engine.save_state(run.adapter, base_name=asked.model)
     write_report(run)
@@ -95,7 +99,7 @@ def _check_answers(rows: Rows) -> None:
             raise DataError(
                 f"holds {what}; training on answers takes rows with one good answer each",
                 where=source["file"],
-                next_step=f"luthier data convert {source['file']} --to messages -o answers.jsonl keeps the good answers",
+                next_step=f"{keep_good(source['path'])} keeps the good answers",
             )
 
 
@@ -145,7 +149,7 @@ def _with_absolute_paths(config: Config, settings: Settings, rows: Rows) -> Sett
     held_out = data.eval if data.eval is None or data.eval.endswith("%") else rows_at(data.eval)
     model_path = Path(config.beside(settings.model))
     changes: dict[str, Any] = {"data": data.model_copy(update={"train": train, "eval": held_out}), "output_dir": absolute(settings.output_dir)}
-    if settings.template.endswith(".jinja"):
+    if templates.is_file(settings.template):
         changes["template"] = absolute(settings.template)
     if settings.tokenizer.path:
         changes["tokenizer"] = settings.tokenizer.model_copy(update={"path": absolute(settings.tokenizer.path)})
@@ -168,12 +172,10 @@ def _environment(folder: Path) -> dict[str, Any]:
     }
 
 
-def _train(run: RunFolder, engine: Engine, prepared: Prepared, plan: Plan, reporter: Reporter, *, resumed: bool) -> None:
+def _train(run: RunFolder, engine: Engine, prepared: Prepared, plan: Plan, reporter: Reporter, place: Place) -> None:
+    """Every update after `place`."""
     settings = plan.settings
     training = settings.training
-    place = Place(0, prepared.sha256, settings.seed, str(training.precision))
-    if resumed:
-        place = _restore(run, engine, place, reporter)
     course = loop.Course(
         updates=plan.updates,
         examples_seen=order.examples_of_run(len(prepared.train), int(training.batch_size), training.num_train_epochs, training.max_steps),
@@ -187,6 +189,11 @@ def _train(run: RunFolder, engine: Engine, prepared: Prepared, plan: Plan, repor
     def save(step: int) -> None:
         checkpoint.save(run, engine, Place(step, place.data_sha256, place.seed, place.precision), keep=training.save_total_limit)
 
+    def skip(skipped: loop.Skipped) -> None:
+        run.add_skipped(skipped.step, skipped.rows)
+        run.say(str(skipped))
+        reporter.say(str(skipped))
+
     with reporter.bar("training", course.updates) as bar, loop.stopping_on_signals() as stop:
         watchers = [
             run.add_step,
@@ -194,7 +201,7 @@ def _train(run: RunFolder, engine: Engine, prepared: Prepared, plan: Plan, repor
             _saver(save, settings, len(prepared.train), course.updates),
             _evaluator(run, engine, prepared, settings, course.updates, reporter),
         ]
-        done = loop.fit(engine, prepared.train, course, watchers, stop, done=place.step)
+        done = loop.fit(engine, prepared.train, course, watchers, stop, done=place.step, on_skip=skip)
     if done < course.updates:
         save(done)
         run.say(f"stopped by signal {stop.signal} after step {done}")
@@ -249,7 +256,9 @@ def _saver(save: Any, settings: Settings, rows: int, updates: int) -> loop.Watch
 def _evaluator(run: RunFolder, engine: Engine, prepared: Prepared, settings: Settings, updates: int, reporter: Reporter) -> loop.Watcher:
     """Measures the held-out loss every so often and at the end, and shows a few answers where that is asked for."""
     every = settings.evaluation.every_steps
-    shown = [row for row in prepared.rows.held_out if row.prompt][: settings.evaluation.sample_answers]  # a plain text asks nothing
+    # A plain text asks nothing, and of a chat that was split the whole may be too long to be asked.
+    asking = ((row, prompt_ids(row.prompt, engine.tokenizer, row.tools)) for row in prepared.rows.held_out if row.prompt)
+    shown = list(itertools.islice(((row, ids) for row, ids in asking if engine.has_room(ids)), settings.evaluation.sample_answers))
 
     def watch(report: StepReport) -> None:
         if not prepared.held_out or not (report.step == updates or (every and report.step % every == 0)):
@@ -258,9 +267,8 @@ def _evaluator(run: RunFolder, engine: Engine, prepared: Prepared, settings: Set
         run.add_evaluation(report.step, loss, {})
         reporter.say(f"step {report.step}/{updates}  held-out loss {loss:.4f}")
         if shown:
-            prompts = [prompt_ids(row.prompt, engine.tokenizer, row.tools) for row in shown]
-            answers = engine.answer(prompts, max_new_tokens=int(settings.evaluation.max_new_tokens))
-            for row, answer in zip(shown, answers, strict=True):
+            answers = engine.answer([ids for _, ids in shown], max_new_tokens=int(settings.evaluation.max_new_tokens))
+            for (row, _), answer in zip(shown, answers, strict=True):
                 reporter.say(f"  {_on_a_line(row.prompt[-1].content)}  ->  {_on_a_line(answer)}")
 
     return watch

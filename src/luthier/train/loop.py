@@ -15,10 +15,13 @@ import torch
 
 from luthier.engine import Engine
 from luthier.errors import RunError
-from luthier.records import StepReport, TokenizedExample
+from luthier.records import Source, StepReport, TokenizedExample
 from luthier.train import order, schedule
 
 Watcher = Callable[[StepReport], None]
+# One bad row may pass; three updates in a row mean that the weights or the rate are wrong.
+MOST_SKIPPED = 3
+ROWS_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +44,37 @@ class Stop:
     signal: int = 0
 
 
-def fit(engine: Engine, examples: Sequence[TokenizedExample], course: Course, watchers: list[Watcher], stop: Stop, *, done: int = 0) -> int:
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An update whose loss or gradient was not finite: nothing of it was kept."""
+
+    step: int
+    loss: float
+    grad_norm: float  # NaN where the loss was not finite already
+    rows: list[Source]
+
+    def __str__(self) -> str:
+        more = f" and {len(self.rows) - ROWS_SHOWN} more" if len(self.rows) > ROWS_SHOWN else ""
+        rows = ", ".join(str(row) for row in self.rows[:ROWS_SHOWN]) + more
+        return f"step {self.step} is skipped: the loss is {self.loss} and the gradient norm {self.grad_norm} (rows {rows})"
+
+
+def fit(
+    engine: Engine,
+    examples: Sequence[TokenizedExample],
+    course: Course,
+    watchers: list[Watcher],
+    stop: Stop,
+    *,
+    done: int = 0,
+    on_skip: Callable[[Skipped], None] = lambda skipped: None,
+) -> int:
     """Train from update `done` to the end of the course, or until `stop` says so. Returns the updates that are done.
 
-    Raises RunError when the loss or the gradient is not finite: nothing of such an update is kept.
+    An update whose loss or gradient is not finite is skipped, and told to `on_skip` only. Raises RunError after MOST_SKIPPED of them in a row.
     """
     engine.require_trained_parameters()
+    skipped_in_a_row = 0
     for update in range(done, course.updates):
         start = time.perf_counter()
         # Every draw of an update (dropout) comes from the seed and the update's number: a resumed run draws the same.
@@ -56,9 +84,17 @@ def fit(engine: Engine, examples: Sequence[TokenizedExample], course: Course, wa
             update, peak=course.learning_rate, shape=course.lr_scheduler_type, warmup=course.warmup_steps, updates=course.updates
         )
         measured = engine.forward_backward(rows)
-        grad_norm = engine.optim_step(rate)
+        grad_norm = engine.optim_step(rate) if math.isfinite(measured.loss) else engine.forget_gradients()
         if not (math.isfinite(measured.loss) and math.isfinite(grad_norm)):
-            raise not_finite(update + 1, measured.loss, grad_norm, rows)
+            skipped = Skipped(update + 1, measured.loss, grad_norm, [row.source for row in rows])
+            on_skip(skipped)
+            skipped_in_a_row += 1
+            if skipped_in_a_row == MOST_SKIPPED:
+                raise not_finite(skipped)
+            if stop.signal:
+                return update + 1
+            continue
+        skipped_in_a_row = 0
         report = StepReport(
             step=update + 1,
             epoch=round(min((update + 1) * course.batch_size, course.examples_seen) / len(examples), 4),
@@ -78,10 +114,10 @@ def fit(engine: Engine, examples: Sequence[TokenizedExample], course: Course, wa
     return course.updates
 
 
-def not_finite(step: int, loss: float, grad_norm: float, rows: list[TokenizedExample]) -> RunError:
+def not_finite(last: Skipped) -> RunError:
     return RunError(
-        f"the loss is {loss} and the gradient norm {grad_norm}; training stopped and nothing of this update was kept",
-        where=f"step {step} (rows {', '.join(str(row.source) for row in rows[:8])})",
+        f"the loss is {last.loss} and the gradient norm {last.grad_norm}: {MOST_SKIPPED} updates in a row, of which nothing was kept",
+        where=f"step {last.step} (rows {', '.join(str(row) for row in last.rows[:ROWS_SHOWN])})",
         next_step="look at these rows; then begin anew with a lower training.learning_rate or training.precision: fp32",
     )
 

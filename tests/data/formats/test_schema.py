@@ -75,3 +75,19 @@ def test_the_schema_refuses_what_the_reader_refuses_and_nothing_else(name: str) 
 def test_a_name_that_is_no_format_names_the_nearest() -> None:
     with pytest.raises(DataError, match="nearest: alpaca"):
         schema("alpacca")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"text": [{"type": "text", "text": "a"}]},
+        {"content": None, "tool_calls": CALLED[1]["tool_calls"]},
+        {"text": " "},
+        {"text": "a", "weight": 0.5},
+    ],
+)
+def test_a_message_of_a_log_is_described_as_it_is_read(said: dict[str, Any]) -> None:
+    row = {"conversation_id": 1, "role": "assistant", **said}
+    built = all_of({"conversation_id": 1, "role": "user", "text": "u"}, row, format="message_log")
+    waits = "tool_calls" in said  # for the tool's result, which no schema of a row can tell
+    assert Draft202012Validator(schema("message_log")).is_valid(row) == (isinstance(built[0], Built) or waits)

@@ -17,7 +17,6 @@ def conversation(*turns: tuple[str, str]) -> Conversation:
         ((("text", " "),), "empty_answer", "turn 1 (text)"),
         ((("user", " "), ("assistant", "a")), "empty_prompt", "turn 1 (user) has no text"),
         ((("user", "u\0"), ("assistant", "a")), "nul_character", "turn 1 (user) holds a NUL"),
-        ((("user", "u"), ("assistant", "caf\ufffd")), "replacement_character", "turn 2 (assistant) holds U+FFFD"),
     ],
 )
 def test_what_ruins_training_is_named(turns: tuple[tuple[str, str], ...], reason: str, sentence: str) -> None:
@@ -28,4 +27,4 @@ def test_what_ruins_training_is_named(turns: tuple[tuple[str, str], ...], reason
 
 
 def test_what_is_only_unusual_passes() -> None:
-    assert flaw(conversation(("system", ""), ("user", "what is \ufffd?"), ("assistant", "é \U0001f600 \u200b ok"))) is None
+    assert flaw(conversation(("system", ""), ("user", "what is \ufffd?"), ("assistant", "\ufffd é \U0001f600 \u200b ok"))) is None

@@ -68,6 +68,23 @@ def test_answers_without_full_stops_are_a_style() -> None:
     assert finding.numbers["an_end_needs_punctuation"] is False
 
 
+def test_commands_that_end_in_a_word_are_not_cut() -> None:
+    """In the tldr pages few answers end in a full stop, since few are sentences; most end in a sign."""
+    commands = [f"docker run --name web{number} --publish 80{number}:80 --detach {{{{image}}}}" for number in range(90)]
+    commands += [f"git log --oneline --decorate --graph --all --max-count {number} --format short" for number in range(10)]
+    assert list(one("cut_answer", [planted.row("Which command?", command) for command in commands]).places) == []
+
+
+def test_hundreds_of_names_in_braces_are_a_notation_and_a_few_are_an_unfilled_template() -> None:
+    names = ["target_" + "abcdefghij"[number % 10] * (1 + number // 10) for number in range(200)]
+    pages = [planted.row(f"How is the archive {name} made?", f"tar cf {{{{{name}}}}}") for name in names]
+    control = planted.row("How does it end?", "It ends here.<|im_end|>")
+    found = one("special_tokens", [*pages, control])
+    assert (list(found.places), "200 different {{names}}" in found.said) == ([200], True)
+    letters = [planted.row(f"Who are you, {number}?", "I am {{name}} of {{company}}.") for number in range(200)]
+    assert (one("special_tokens", letters).found, one("special_tokens", letters).verdict) == (200, "stop")
+
+
 def test_labels_are_no_tiny_answers() -> None:
     rows = [planted.row("Sort this letter.", ("tea", "none", "oil", "a")[n % 4]) for n in range(200)]
     assert one("empty_or_tiny_answer", rows).places == []
@@ -217,6 +234,7 @@ def test_every_check_of_rows_has_a_planted_set_or_a_test_of_its_own() -> None:
         ("2 + 3 * 4 = 20", ["2 + 3 * 4 = 20, but it is 14"]),
         ("-3 + 5 = 2, 2^3^2 = 512, 8 - 3 - 2 = 3", []),
         ("1,200 * 3 = $3,601", ["1,200 * 3 = $3,601, but it is 3,600"]),
+        ("17267 = 7 x 1899", ["17267 = 7 x 1899, but 7 x 1899 is 13,293"]),
         ("It is wrong that 2 + 2 = 5. Then 2 + 2 = 6.", ["2 + 2 = 6, but it is 4"]),
     ],
 )

@@ -63,7 +63,8 @@ def test_what_is_planted_is_found(name: str) -> None:
 
 
 def test_every_check_has_a_planted_set() -> None:
-    assert set(SET_CHECKS) == {name.removesuffix("_by_description") for name in planted_sets.PLANTED}
+    # What the judge finds is its model's affair; tests/data/test_judging.py has the rest.
+    assert set(SET_CHECKS) - {"judge"} == {name.removesuffix("_by_description") for name in planted_sets.PLANTED}
 
 
 @pytest.mark.parametrize("name", SET_CHECKS)
@@ -83,7 +84,7 @@ def test_no_rows_and_strange_rows_are_no_accident(name: str) -> None:
         assert all(0 <= place < len(rows) for place in finding.places)
 
 
-@pytest.mark.parametrize("name", sorted(set(SET_CHECKS) - {"size"}))
+@pytest.mark.parametrize("name", sorted(set(SET_CHECKS) - {"size", "judge"}))
 def test_a_finding_shows_rows_and_says_what_to_do(name: str) -> None:
     if name in NEEDS_VECTORS and not vectors.are_there():
         pytest.skip("the word vectors are not installed")
@@ -211,6 +212,33 @@ def test_the_guidance_on_size(rows: int, purpose: str | None, verdict: str, said
     finding = run("size", numbered([("q", "a")] * rows), purpose=purpose)
     assert finding.verdict == verdict
     assert said in finding.said
+
+
+PASSAGE = (
+    "The Harbour Museum in Bergen opened in 1962 and was rebuilt after a fire in 1989. Its director, Ingrid Solheim, has led a staff of"
+    " 24 people since 2011, and the entry costs 12 euros."
+)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "found"),
+    [
+        (f"When did it open?\n\n{PASSAGE}", "It opened in 1957.", 1),
+        (f"When did it open?\n\n{PASSAGE}", "I think that I'd say it was 1962.", 0),
+        (f"What is measured there?\n\n{PASSAGE}", "It is the level of o2 and h2so4.", 0),
+        (f"When did it open?\n\n{PASSAGE}", "The museum opened in 1957. " * 30, 0),  # longer than the text: it is meant to bring more
+        (PASSAGE, "It opened in 1957.", 0),  # no instruction beside it: the paragraph is the task itself
+        (f"Create a headline.\n\n{PASSAGE}", "The Best Museum of Norway", 0),
+    ],
+)
+def test_only_short_answers_to_a_text_and_an_instruction_must_keep_to_the_text(question: str, answer: str, found: int) -> None:
+    assert run("unsupported", numbered([(question, answer)])).found == found
+
+
+def test_what_was_said_earlier_in_a_conversation_is_no_text_to_keep_to() -> None:
+    before = (Turn("user", "How do I train?"), Turn("assistant", PASSAGE))
+    turns = (*before, Turn("user", "And what do I eat?"), Turn("assistant", "Eat 3,000 calories."))
+    assert run("unsupported", [Conversation(turns, Source("rows.jsonl", 1))]).found == 0
 
 
 def test_a_classifier_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ class Book:
     def __init__(self, strict: bool, tree_paths: Literal["best", "all"]) -> None:
         self.strict, self.tree_paths = strict, tree_paths
         self.at = Source("", 0)
+        self.unmatched: list[str] = []  # columns that the settings name and no row has
         self._counts: dict[tuple[str, str], int] = Counter()
         self._first: dict[tuple[str, str], Source] = {}
         self._last: dict[tuple[str, str], Source] = {}
@@ -41,7 +42,7 @@ class Book:
         for (kind, name), count in self._counts.items():
             rows = f"{count:,} {'row' if count == 1 else 'rows'}, first at line {self._first[kind, name].line}"
             by_kind[kind].append(f"{name} ({count:,})" if kind == "ignored" else f"{MENDED.get(name, name)} ({rows})")
-        said = [f"mended: {words}" for words in by_kind["mended"]] + by_kind["remark"]
+        said = self.unmatched + [f"mended: {words}" for words in by_kind["mended"]] + by_kind["remark"]
         return [*said, f"not read: {', '.join(sorted(by_kind['ignored']))}"] if by_kind["ignored"] else said
 
     def _note(self, kind: str, name: str, times: int = 1) -> None:

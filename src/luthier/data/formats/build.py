@@ -3,6 +3,7 @@
 Row by row, in constant memory; the formats with one message a row (openassistant, message_log) hold the file's rows in memory until its end.
 """
 
+import difflib
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -84,16 +85,15 @@ def _check_columns(how: How) -> None:
 
 
 def _peek(reader: Iterator[Row | Rejected], how: How) -> tuple[list[Row | Rejected], Row | None]:
-    """The rows up to the first that shows the format, and that one (renamed); the first readable one where none does."""
+    """The rows up to the first that shows the format, and that one; the first readable one where none does."""
     peeked: list[Row | Rejected] = []
     readable: Row | None = None
     for row in itertools.islice(reader, PEEKED_ROWS):
         peeked.append(row)
         if isinstance(row, Row):
-            renamed = replace(row, value=_renamed(row.value, how.columns))
-            readable = readable or renamed
-            if how.format != "auto" or detect(renamed.value):
-                return peeked, renamed
+            readable = readable or row
+            if how.format != "auto" or detect(_renamed(row.value, how.columns)):
+                return peeked, row
     return peeked, readable
 
 
@@ -104,7 +104,7 @@ def _detected(peeked: Sequence[Row | Rejected], first: Row | None, how: How, fil
             raise DataError("there are no rows", where=file, next_step="put rows into it")
         problem = f"none of the first {len(peeked):,} rows can be read; the first: {broken.detail}"
         raise DataError(problem, where=str(broken.source), next_step="mend the file, or check that it is the right one")
-    if name := detect(first.value):
+    if name := detect(_renamed(first.value, how.columns)):
         return name
     raise explain_unknown(first, how.columns)
 
@@ -113,18 +113,26 @@ def explain_unknown(row: Row, columns: Mapping[str, str]) -> DataError:
     """The error for a row that no format fits: its columns, the nearest format, and the line to write into the settings."""
     found = list(row.value)
     said = f"the columns {', '.join(found[:20]) or '(none)'} are of no known format"
-    lost = [theirs for ours, theirs in columns.items() if ours not in found]
+    lost = [theirs for theirs in columns.values() if theirs not in found]
     if lost:
         names = ", ".join(f"{shown(theirs)}{near(theirs, found)}" for theirs in lost)
         return DataError(f"{said}; data.columns names {names}, which the row does not have", where=str(row.source), next_step="mend data.columns")
-    name, marks, matches = _nearest(found)
+    name, marks, matches = _nearest(list(_renamed(row.value, columns)))
+    mapping = ", ".join(f"{ours}: {theirs}" for ours, theirs in {**columns, **matches}.items())
     if matches:
-        mapping = ", ".join(f"{ours}: {theirs}" for ours, theirs in matches.items())
         step = f"data.columns: {{{mapping}}} reads it as {name} ({', '.join(marks)}); or rename the columns"
     else:
         known = "; ".join(f"{name}: {', '.join(format.marks[0])}" for name, format in FORMATS.items())
-        step = f"say which column is which, such as data.columns: {{question: {found[0] if found else 'Q'}, answer: ...}}. The formats are {known}"
+        other = "question" if "answer" in columns else "answer"
+        mapping = mapping or f"question: {found[0] if found else 'Q'}"
+        step = f"say which column is which, such as data.columns: {{{mapping}, {other}: ...}}. The formats are {known}"
+        if inside := [column for column, held in row.value.items() if _is_rows(held)]:
+            step = f"if the rows are the list under {inside[0]}: data.train: [{{path: FILE, split: {inside[0]}}}]; else {step}"
     return DataError(said, where=str(row.source), next_step=step)
+
+
+def _is_rows(value: object) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(row, dict) for row in value)
 
 
 def _nearest(found: Sequence[str]) -> tuple[str, tuple[str, ...], dict[str, str]]:
@@ -144,7 +152,7 @@ def _like(mark: str, found: Sequence[str]) -> str:
     if mark in found:
         return mark
     same = [theirs for theirs in found if theirs.casefold() == mark]
-    return same[0] if same else near(mark, found).removeprefix("; nearest: ")
+    return same[0] if same else next(iter(difflib.get_close_matches(mark, found, n=1, cutoff=0.8)), "")
 
 
 def _renamed(value: Value, columns: Mapping[str, str]) -> Value:
@@ -159,10 +167,15 @@ def _renamed(value: Value, columns: Mapping[str, str]) -> Value:
 def _sorted(rows: Iterator[Row | Rejected], name: str, how: How, book: Book) -> Iterator[Row | Rejected]:
     """The rows under our names, with what is not read of each noted. Raises DataError where a row is of another format."""
     known = FORMATS[name].columns
+    unseen = dict(how.columns)
+    last: Value = {}
     for row in rows:
         if isinstance(row, Rejected):
             yield row
             continue
+        last = row.value
+        if unseen:
+            unseen = {ours: theirs for ours, theirs in unseen.items() if theirs not in last}
         value = _renamed(row.value, how.columns)
         book.at = row.source
         if how.format == "auto" and (found := _other(value, name)):
@@ -178,6 +191,7 @@ def _sorted(rows: Iterator[Row | Rejected], name: str, how: How, book: Book) -> 
             if ours != theirs and ours in row.value and theirs in row.value and ours not in how.columns.values():
                 book.ignored(f"{ours} (data.columns reads {theirs} in its place)")
         yield row if value is row.value else replace(row, value=value)
+    book.unmatched += [f"data.columns names {shown(theirs)} for {ours}, and no row has it{near(theirs, last)}" for ours, theirs in unseen.items()]
 
 
 def _other(value: Value, name: str) -> str | None:
@@ -244,7 +258,8 @@ def _rejected(unfit: Unfit, row: Row, how: How) -> Rejected:
 
 def _evidence(name: str, first: Row | None, how: How) -> str:
     known = FORMATS[name].columns
-    used = [column for column in first.value if column in known] if first else []
-    named = [f"{ours} = {shown(how.columns[ours])}" if how.columns.get(ours, ours) != ours else ours for ours in used]
+    there = first.value if first else {}
+    used = [column for column in _renamed(there, how.columns) if column in known]
+    named = [f"{ours} = {shown(theirs)}" if (theirs := how.columns.get(ours, ours)) != ours and theirs in there else ours for ours in used]
     columns = f"column{'s' if len(named) > 1 else ''} {', '.join(named)}" if named else "none of its columns is in the first row"
     return f"{name} ({columns}{'' if how.format == 'auto' else '; data.format says so'})"

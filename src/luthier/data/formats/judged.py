@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from luthier.data.formats import rows, tools
 from luthier.data.formats.book import Book
 from luthier.data.formats.message import refuse_media
-from luthier.data.formats.rows import one_or_more, settled
+from luthier.data.formats.rows import not_read, one_or_more, settled
 from luthier.data.formats.said import Draft, Said
 from luthier.data.formats.unfit import Unfit, Value, answer, judgment, need, question, shown, text
 from luthier.records import Turn
@@ -15,6 +15,9 @@ from luthier.records import Turn
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 TRANSCRIPT = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):[ \t]*")
 TRANSCRIBED = '"Human:" and "Assistant:" at the beginning of a paragraph were read as the turns of a chat'
+# Columns that may hold what was asked; the first that does is read.
+CONTEXTS = ("prompt", "question", "messages", "conversations")
+ASKING = ("instruction", "input", "history")
 RAW = "prompts and answers are used as plain text, without a chat template (for a chat: data.columns: {question: prompt})"
 
 
@@ -29,8 +32,8 @@ def preference(value: Value, book: Book) -> list[Draft]:
     sides = [side if side in value else next((name for name in (f"{side}_messages",) if name in value), side) for side in ("chosen", "rejected")]
     given = [need(value, side) for side in sides]
     if "prompt" in value and all(isinstance(part, str) for part in (value["prompt"], *given)):
-        return [_plain(value, book)]
-    context = _context(value, book)
+        return [_plain(value, given, book)]
+    context = _context(value, given[0], book)
     column, known = tools.tools_of(value)
     chosen, rejected = (_turns(context, side, value, column, known, book) for side in sides)
     shared = _shared(chosen, rejected)
@@ -64,19 +67,24 @@ KTO_BASES: dict[str, Callable[[Value, Book], list[Draft]]] = {
 }
 
 
-def _plain(value: Value, book: Book) -> Draft:
+def _plain(value: Value, given: Sequence[object], book: Book) -> Draft:
+    not_read(value, [*CONTEXTS[1:], *ASKING, *tools.COLUMNS, "system"], book)
     prompt = Turn("prompt", question(value["prompt"], "prompt"))
-    chosen, rejected = (Turn("completion", answer(value[side], side)) for side in ("chosen", "rejected"))
+    chosen, rejected = (Turn("completion", answer(one, side)) for one, side in zip(given, ("chosen", "rejected"), strict=True))
     _check_worse((prompt, chosen), (prompt, rejected), 2 if chosen == rejected else 1)
     book.remark(RAW)
     return Draft((prompt, chosen), templated=False, rejected=(rejected,))
 
 
-def _context(value: Value, book: Book) -> list[Said]:
-    for column in ("messages", "conversations", "prompt", "question"):
-        if value.get(column) is not None:
-            return one_or_more(value[column], column, "user", book)
-    return rows.asked(value, book) if value.get("instruction") is not None else []
+def _context(value: Value, chosen: object, book: Book) -> list[Said]:
+    """What was asked: the first of the columns that hold it. UltraFeedback's `messages` are the chosen side once more, and no context."""
+    again = chosen if isinstance(chosen, list) else None
+    found = next((column for column in CONTEXTS if value.get(column) is not None and value[column] != again), None)
+    asks = found is None and value.get("instruction") is not None
+    not_read(value, [column for column in CONTEXTS if column != found] + ([] if asks else [*ASKING]), book)
+    if found:
+        return one_or_more(value[found], found, "user", book)
+    return rows.asked(value, book) if asks else []
 
 
 def _turns(context: Sequence[Said], side: str, value: Value, column: str, known: Sequence[object], book: Book) -> tuple[Turn, ...]:

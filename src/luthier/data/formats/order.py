@@ -30,10 +30,10 @@ def check(said: Sequence[Said]) -> None:
             raise _out_of_turn(one, before)
         before = "calling" if one.calls else one.role
     if not spoken or spoken[-1].role != "assistant":
-        last = f"ends with a {spoken[-1].role} turn" if spoken else "holds no turn to answer"
+        last = f"ends with a {spoken[-1].role} turn, not with an assistant's answer" if spoken else "holds no turn to answer"
         loose = f", or set {LOOSE}, which leaves out what nothing answers" if any(one.role == "assistant" for one in spoken) else ""
         path = spoken[-1].path if spoken else ""
-        raise Unfit("no_answer", path, f"the row {last}, not with an assistant's answer, so there is nothing to learn from it; add the answer{loose}")
+        raise Unfit("no_answer", path, f"the row {last}, so there is nothing to learn from it; add the answer{loose}")
 
 
 def mend(said: Sequence[Said], book: Book) -> list[Said]:

@@ -1,7 +1,7 @@
 """Formats with one conversation a row: each function makes a draft of the row's columns."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from luthier.data.formats import order, tools
 from luthier.data.formats.book import Book
@@ -48,6 +48,7 @@ def completion(value: Value, book: Book) -> list[Draft]:
         said = read_messages(prompt, "prompt", book) + read_messages(completed, "completion", book)
         return [chat(said, value, book)]
     refuse_media(value)
+    not_read(value, ("system", *tools.COLUMNS), book)
     book.remark(RAW)
     return [Draft((Turn("prompt", question(prompt, "prompt")), Turn("completion", answer(completed, "completion"))), templated=False)]
 
@@ -94,6 +95,13 @@ def one_or_more(value: object, path: str, role: str, book: Book) -> list[Said]:
     if isinstance(value, dict):
         return [read_message(value, path, book)]
     return [Said(path, role, (answer if role == "assistant" else question)(value, path))]
+
+
+def not_read(value: Value, columns: Iterable[str], book: Book) -> None:
+    """Note the columns that say something and that this row's kind has no place for."""
+    for column in columns:
+        if value.get(column) not in (None, "", []):
+            book.ignored(column)
 
 
 def _task(value: Value, instruction: str, beside: str) -> Said:

@@ -200,9 +200,9 @@ ROWS: dict[str, Schema] = {
         {"parent_id": {"type": ["string", "integer", "null"]}, "rank": {"type": ["number", "null"]}},
     ),
     "message_log": _row(
-        {"conversation_id": {"anyOf": [SPOKEN, {"type": "integer"}]}, "role": {"type": "string", "pattern": _spelled(ROLES)}},
-        {column: {"type": ["string", "number", "null"]} for column in TIMES},
-        anyOf=[{"properties": {column: TEXT}, "required": [column]} for column in ("text", "content")],
+        {"conversation_id": {"anyOf": [SPOKEN, {"type": "integer"}]}, "role": {"type": "string"}},
+        MESSAGE["properties"] | {column: {"type": ["string", "number", "null"]} for column in TIMES},
+        **{"if": {"required": ["text"]}, "then": _one_key("role", "text"), "else": _one_key("role", "content")},
     ),
     "preference": _row(
         {},

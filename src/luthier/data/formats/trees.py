@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from luthier.data.formats.book import Book
-from luthier.data.formats.message import READ_KEYS, read_message
+from luthier.data.formats.message import READ_KEYS, read_message, refuse_media
 from luthier.data.formats.rows import chat
 from luthier.data.formats.said import Draft, Said
-from luthier.data.formats.unfit import Unfit, Value, kind, need, optional_list, shown
+from luthier.data.formats.unfit import Unfit, Value, kind, need, optional_list, shown, text
 from luthier.records import Row
 
 TIMES = ("time", "timestamp", "created_at", "created_date", "date")
@@ -34,6 +34,7 @@ class _Node:
 
 def openassistant_tree(value: Value, book: Book) -> list[Draft]:
     """One tree a row: {"prompt": {"text", "role", "replies": [{"text", "role", "rank", "replies"}]}}."""
+    refuse_media(value)
     return _paths(_nested(need(value, "prompt"), "prompt", book), book)
 
 
@@ -93,17 +94,17 @@ def _log(rows: Sequence[Row], book: Book) -> list[Draft]:
         message = {key: value for key, value in row.value.items() if key in READ_KEYS}
         if "text" in row.value:
             message["content"] = row.value["text"]
-        said.append(_at_line(message, row, "text" if "text" in row.value else "content", book))
+        refuse_media(row.value)
+        said.append(_read(message, f"line {row.source.line}", "text" if "text" in row.value else "content", book))
     return [chat(said, {}, book)]
 
 
-def _at_line(message: Value, row: Row, content: str, book: Book) -> Said:
-    """The message, with its line in place of the field that it has not."""
-    place = f"line {row.source.line}"
+def _read(message: Value, path: str, content: str, book: Book) -> Said:
+    """The message; `content` is what its text is called here."""
     try:
-        return read_message(message, place, book)
+        return read_message(message, path, book)
     except Unfit as unfit:
-        unfit.path = unfit.path.replace(f"{place}.content", f"{place}.{content}")
+        unfit.path = unfit.path.replace(f"{path}.content", f"{path}.{content}")
         raise
 
 
@@ -121,8 +122,8 @@ def _seconds(row: Row, column: str) -> float:
 
 
 def _message(value: Value, path: str, book: Book) -> _Node:
-    need(value, "text", path)
-    said = read_message({"role": need(value, "role", path), "content": value["text"]}, path, book)
+    content = text(need(value, "text", path), f"{path}.text")
+    said = _read({"role": need(value, "role", path), "content": content}, path, "text", book)
     rank = value.get("rank")
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int | float) or not abs(rank) < 1e300):
         raise Unfit("no_rank", f"{path}.rank", f"is {shown(rank)}; write a number, 0 for the best answer")
@@ -165,6 +166,7 @@ def _linked(rows: Sequence[Row], book: Book) -> _Node:
         parent = row.value.get("parent_id")
         if row.value.get("deleted") is True or (parent is not None and parent not in nodes):
             continue
+        refuse_media(row.value)
         node = _message(row.value, f"line {row.source.line}", book)
         nodes[row.value["message_id"]] = node
         if parent is not None:

@@ -75,6 +75,7 @@ def conclude_empty(noted: Noted, given: Given) -> Finding:
 
 ENDS = tuple(".!?…。!?」』】.।॥؟۔።।។။⁉‼~")
 CLOSERS = "\"'”’»)]}*_`›>）】」』\u200d\ufe0f"
+QUOTES = "\"'”’»)*_"
 # Words that no sentence ends with, in any style; "for" and "it" can.
 MID_WORDS = re.compile(
     r"(?:^|\s)(?:the|a|an|and|or|but|of|from|into|which|whose|because|if|while|than|will|would|could|should|must|its|their|your|our|my|"
@@ -91,7 +92,7 @@ FORMULA = re.compile(r"\S = \S[^.!?]*$")
 NEXT_SENTENCE = re.compile(r"[.!?]\s+[A-ZÀ-ÞА-Я]")
 ENOUGH_WORDS = 6  # below, an answer may be a label, a name or a title
 ENOUGH_CHARACTERS = 25  # for scripts without spaces
-USUAL = 0.8  # an end without punctuation counts only where this share of the other long answers end with it
+USUAL = 0.8  # an end without punctuation counts only where this share of the long answers that end in a word or a sentence end with it
 
 
 def start_cut(given: Given) -> Look | str:
@@ -128,6 +129,11 @@ def _how_it_ends(answer: str) -> str:
     return "" if LIST_ITEM.match(last) and not NEXT_SENTENCE.search(last, 5) else "open"
 
 
+def _ends_a_sentence(answer: str) -> bool:
+    """Whether it surely ends as prose does: `{{file ...}}` does not."""
+    return answer.rstrip().rstrip(QUOTES).endswith(ENDS)
+
+
 def _is_not_prose(text: str, last: str) -> bool:
     """JSON, code, a table, a formula: their ends are told by the checks of JSON and code."""
     if text[0] in "{[" and text[-1] in "}]":
@@ -147,13 +153,15 @@ def _has_no_spaces(line: str) -> bool:
 
 def conclude_cut(noted: Noted, given: Given) -> Finding:
     long = [turn.content for row in sample_of(noted.rows) for turn in answers_of(row) if len(turn.content.split()) >= ENOUGH_WORDS]
-    ended = sum(_how_it_ends(answer) == "" for answer in long)
-    usual = bool(long) and ended / len(long) >= USUAL
+    # Commands, tables and formulas end otherwise and say nothing of how sentences end here.
+    ended = sum(_ends_a_sentence(answer) for answer in long)
+    told = ended + sum(_how_it_ends(answer) == "open" for answer in long)
+    usual = told > 0 and ended / told >= USUAL
     return counted(
         noted if usual else noted.of_kind("cut"),
         "have an answer that ends in mid-sentence",
         "raise the length limit of the tool that made them and make them again, or take them out: luthier data clean FILE",
-        numbers={"long_answers_that_end": ended, "long_answers_looked_at": len(long), "an_end_needs_punctuation": usual},
+        numbers={"long_answers_that_end": ended, "long_answers_looked_at": told, "an_end_needs_punctuation": usual},
     )
 
 

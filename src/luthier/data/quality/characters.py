@@ -24,6 +24,7 @@ HOLE = re.compile(
 ABOUT_HOLES = re.compile(
     r"jinja|template|handlebars|mustache|placeholder|\bvue\b|angular|\bhelm\b|ansible|liquid|latex|django|f-string|dbt\b|twig", re.IGNORECASE
 )
+A_TEMPLATE_HAS = 50  # different {{ names }} at most
 STRIKE = re.compile(r"<s>[^<\n]*</s>")  # HTML's old strike-through
 
 
@@ -40,9 +41,8 @@ def start_special(given: Given) -> Look | str:
             if not found and HINT.search(turn.content):
                 found = _of_a_family(turn.content) or _hole(turn.content, row)
             if found:
-                return Note(
-                    f"{turn.role} holds {found[0].strip()!r}: {excerpt(turn.content, found.start(), found.end())}", 1.0 + (turn.role == "assistant")
-                )
+                shown = f"{turn.role} holds {found[0].strip()!r}: {excerpt(turn.content, found.start(), found.end())}"
+                return Note(shown, 1.0 + (turn.role == "assistant"), found[0] if found[0].startswith("{") else "")
         return None
 
     return look
@@ -61,10 +61,15 @@ def _hole(text: str, row: Conversation) -> re.Match[str] | None:
 
 
 def conclude_special(noted: Noted, given: Given) -> Finding:
+    # A template has a few variables. Hundreds of names are a notation that the rows are about, such as {{file}} in pages on commands.
+    holes = {note.kind for _, note in noted.notes if note.kind}
+    is_notation = len(holes) > A_TEMPLATE_HAS
+    taken = f" ({len(holes):,} different {{{{names}}}} are taken for the rows' own notation)" if is_notation else ""
     return counted(
-        noted,
-        "hold control tokens or template text",
+        noted.of_kind("") if is_notation else noted,
+        f"hold control tokens or template text{taken}",
         "the file was written with a template in it: export it again without, or take the rows out: luthier data clean FILE",
+        numbers={"different_holes": len(holes)},
     )
 
 

@@ -58,6 +58,7 @@ class Given:
     tokenizer: Any = None  # where one is at hand
     max_length: int | None = None  # tokens
     losses: Sequence[float] | None = None  # the base model's loss on each row, nats a token, where it was measured
+    judge: Callable[[Sequence[tuple[str, str]]], Sequence[str | None]] | None = None  # (prompt, answer) -> "", what is wrong, or None
     special_tokens: Sequence[str] = ()  # the tokenizer's own, which text must not hold; the runner takes them from the tokenizer
 
 

@@ -30,7 +30,7 @@ def duplicates(rows: Iterable[Conversation], given: Given) -> Finding:
         of=of,
         places=sorted(place for place, _, _ in copies),
         worst=[Concern(source, f"this row is there {times[key]} times", first[key]) for _, source, key in copies[:WORST]],
-        cure="luthier data clean keeps the first of each" if copies else "",
+        cure="luthier data clean FILE keeps the first of each" if copies else "",
         numbers={"most_copies": max(times.values(), default=0)},
     )
 
@@ -102,7 +102,7 @@ def overlap(rows: Iterable[Conversation], given: Given) -> Finding:
         of=len(sources),
         places=sorted(found),
         worst=[Concern(sources[place], f"{like:.0%} the same as an evaluation row", held_out[number].source) for place, (number, like) in worst],
-        cure="luthier data clean takes them out of the training rows; otherwise the scores measure memory" if found else "",
+        cure="luthier data clean FILE takes them out of the training rows; otherwise the scores measure memory" if found else "",
         numbers={"exact": exact, "near": len(found) - exact, "evaluation_rows": len(held_out)},
     )
 

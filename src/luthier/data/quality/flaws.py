@@ -22,6 +22,4 @@ def _flaw_of_turn(turn: Turn) -> tuple[str, str] | None:
         return "empty_prompt", "has no text"
     if "\0" in turn.content:
         return "nul_character", "holds a NUL character, a sign of a damaged file"
-    if turn.role in ANSWERS and "\ufffd" in turn.content:
-        return "replacement_character", "holds U+FFFD, which stands where a character was lost: the model would learn to write it"
     return None

@@ -18,8 +18,11 @@ def hard_rows(rows: Iterable[Conversation], given: Given) -> Finding:
         return not_run("hard_rows", "the base model's losses were not measured")
     sources = [row.source for row in rows]
     losses = np.array(given.losses, np.float64)
-    middle = float(np.median(losses)) if len(losses) else 0.0
-    deviation = _TO_DEVIATION * float(np.median(np.abs(losses - middle))) if len(losses) else 0.0
+    measured = losses[~np.isnan(losses)]  # a row that could not be tokenized has none
+    if not len(measured):
+        return not_run("hard_rows", "no row could be measured")
+    middle = float(np.median(measured))
+    deviation = _TO_DEVIATION * float(np.median(np.abs(measured - middle)))
     limit = middle + given.settings.hard_row_deviations * deviation
     places = np.flatnonzero(losses > limit)
     return Finding(
@@ -32,8 +35,6 @@ def hard_rows(rows: Iterable[Conversation], given: Given) -> Finding:
             Concern(sources[place], f"loss {losses[place]:.2f} nats a token") for place in places[np.argsort(-losses[places], kind="stable")][:WORST]
         ],
         cure="read them: mend the wrong ones and keep the hard ones, which teach most" if len(places) else "",
-        numbers={"median": round(middle, 4), "limit": round(limit, 4), "percentiles": np.percentile(losses, [5, 25, 75, 95]).round(4).tolist()}
-        if len(losses)
-        else {},
+        numbers={"median": round(middle, 4), "limit": round(limit, 4), "percentiles": np.percentile(measured, [5, 25, 75, 95]).round(4).tolist()},
         removable=False,
     )

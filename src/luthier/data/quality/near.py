@@ -170,6 +170,6 @@ def _finding(twins: dict[int, tuple[int, float]], sources: Sequence[Source]) -> 
         of=len(sources),
         places=sorted(twins),
         worst=[Concern(sources[number], f"{like:.0%} of the wording is the same", sources[first]) for number, (first, like) in alikest],
-        cure="luthier data clean keeps the first of each; checks.near_duplicate_threshold says how alike they are" if twins else "",
+        cure="luthier data clean FILE keeps the first of each; checks.near_duplicate_threshold says how alike they are" if twins else "",
         numbers={"similarities": [round(like, 3) for _, like in twins.values()][:10_000]},
     )

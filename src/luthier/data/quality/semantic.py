@@ -35,7 +35,7 @@ def semantic_duplicates(rows: Iterable[Conversation], given: Given) -> Finding:
         of=len(sources),
         places=sorted(twins),
         worst=[Concern(sources[place], f"alike in meaning by {like:.2f} of 1", sources[first]) for place, (first, like) in alikest],
-        cure="read some; luthier data clean keeps the first of each; checks.semantic_duplicate_threshold says how alike" if twins else "",
+        cure="read some; luthier data clean FILE keeps the first of each; checks.semantic_duplicate_threshold says how alike" if twins else "",
         numbers={"similarities": [round(like, 3) for _, like in twins.values()][:10_000]},
     )
 

@@ -1,6 +1,6 @@
 """The checks that compare rows with each other, by name."""
 
-from luthier.data.quality import balance, domain, duplicates, hard_rows, near, semantic, structure, support, toxicity
+from luthier.data.quality import balance, domain, duplicates, hard_rows, judged, near, semantic, structure, support, toxicity
 from luthier.data.quality.check import Check, RowCheck
 
 SET_CHECKS: dict[str, Check | RowCheck] = {
@@ -15,6 +15,7 @@ SET_CHECKS: dict[str, Check | RowCheck] = {
     "off_domain":          Check("rows about something else",                          domain.off_domain, default=False),
     "unsupported":         RowCheck("answers with figures or names of their own",      support.start_unsupported, support.conclude_unsupported),
     "toxicity":            Check("insults, threats and obscenities",                   toxicity.toxicity),
+    "judge":               Check("answers that another model calls wrong",             judged.judge, default=False),
     "size":                Check("whether there are enough rows",                      balance.size),
     "hard_rows":           Check("rows that are hard for the base model",              hard_rows.hard_rows, default=False),
 }  # fmt: skip

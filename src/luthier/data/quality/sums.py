@@ -30,6 +30,7 @@ BELONGS = re.compile(r"\b(?:sin|cos|tan|log|ln|exp|sqrt|root of|version|release)
 DATE = re.compile(r"\d{4}-\d\d-\d\d")
 TOKENS = re.compile(r"\*\*|[-+−–*×·x/÷^()]|\d[\d,]*(?:\.\d+)?%?")
 BINDS = {"+": 1, "-": 1, "*": 2, "/": 2, "^": 3}
+NOT_ONE_NUMBER = re.compile(r"\d[\d,.)%]* ?[-+−–*×·x/÷^]")
 SAME_SIGN = str.maketrans({"−": "-", "–": "-", "×": "*", "·": "*", "x": "*", "÷": "/"})
 
 
@@ -65,7 +66,9 @@ def _wrong(left: str, right: str) -> Iterator[str]:
     except (ValueError, ZeroDivisionError, IndexError, OverflowError):
         return
     if abs(true - said) > _rounding(true, left, right, operators):
-        yield f"{left.strip()} = {right.strip()}, but it is {_shown(true)}"
+        # What is told is the value of the side that is a sum.
+        side, value = ("it", true) if NOT_ONE_NUMBER.search(left.strip()) else (right.strip(), said)
+        yield f"{left.strip()} = {right.strip()}, but {side} is {_shown(value)}"
 
 
 def _rounding(true: Fraction, left: str, right: str, operators: set[str]) -> Fraction:

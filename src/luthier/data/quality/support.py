@@ -9,8 +9,8 @@ from luthier.data.quality.parts import without_code
 from luthier.data.quality.words import of_rows
 from luthier.records import Conversation
 
-_CONTEXT_WORDS = 25  # a question of fewer words holds no text that the answer should keep to
-_FIGURE = re.compile(r"\d+(?:[.,]\d+)*")
+_CONTEXT_WORDS = 25  # a paragraph of fewer words is an instruction, and no text that the answer should keep to
+_FIGURE = re.compile(r"(?<![^\W_])\d+(?:[.,]\d+)*")  # the 2 of SO2 is no figure
 _LISTED = re.compile(r"^\s*\d+[.)]\s", re.MULTILINE)
 # A capital after a small letter, a comma or a figure: the beginning of a sentence says nothing about a name.
 _NAME = re.compile(r"(?<=[^\W\d_A-Z][ ,;] )[A-Z][\w'-]{2,}|(?<=[^\W\d_A-Z,;] )[A-Z][\w'-]{2,}|(?<=[a-z,;]\s)[A-Z][\w'-]{2,}")
@@ -26,7 +26,8 @@ _CALENDAR = frozenset(name.casefold() for name in (*calendar.day_name, *calendar
 # A task that asks for more than the text holds: its answer may bring anything.
 _FREE = re.compile(
     r"\b(?:translate|write|compose|imagine|story|poem|brainstorm|calculate|compute|how (?:many|much)|solve|total|sum|average|convert"
-    r"|difference|explain why|suggest|recommend|continue)\b",
+    r"|difference|explain|suggest|recommend|continue|create|generate|add|complete|edit|rewrite|rephrase|classify|analy[sz]e|evaluate|claim"
+    r"|true or false|design|develop|provide|longest|shortest|count|number of)\b",
     re.IGNORECASE,
 )
 
@@ -37,23 +38,29 @@ def start_unsupported(given: Given) -> Look | str:
 
 
 def _look(row: Conversation) -> Note | None:
-    prompt = "\n".join(turn.content for turn in row.prompt)
-    if len(prompt.split()) < _CONTEXT_WORDS or _FREE.search(_instruction(row)):
-        return None
+    asked = row.prompt[-1].content if row.prompt else ""
+    instruction, text = _parted(asked)
     answer = _LISTED.sub("", without_code(row.answer))
-    known = _words(prompt)
-    figures = [figure for figure in _FIGURE.findall(answer) if _plain(figure) not in _figures(prompt)]
-    names = [name for name in _NAME.findall(answer) if not _is_known(name.casefold().removesuffix("'s"), known)]
+    # An answer that is longer than the text brings more than the text by design.
+    if not instruction or not text or _FREE.search(instruction) or len(answer.split()) > len(text.split()):
+        return None
+    prompt = "\n".join(turn.content for turn in row.prompt)
+    known, written = _words(prompt), _figures(prompt)
+    figures = [figure for figure in _FIGURE.findall(answer) if _plain(figure) not in written]
+    names = [name for name in _NAME.findall(answer) if not name.startswith("I'") and not _is_known(name.casefold().removesuffix("'s"), known)]
     if figures or names:
         shown = ", ".join(dict.fromkeys([*figures, *names]))
         return Note(f"not in the text it was given: {shown[:80]}", float(len(figures) + len(names)))
     return None
 
 
-def _instruction(row: Conversation) -> str:
-    """The lines of the last question that are short enough to be the instruction beside the text."""
-    asked = row.prompt[-1].content
-    return "\n".join(line for line in asked.splitlines() if len(line.split()) <= _CONTEXT_WORDS) or asked[:120]
+def _parted(asked: str) -> tuple[str, str]:
+    """The short paragraphs of a question, which are the instruction, and the long ones, which are the text beside it."""
+    short: list[str] = []
+    long: list[str] = []
+    for line in asked.splitlines():
+        (long if len(line.split()) >= _CONTEXT_WORDS else short).append(line)
+    return "\n".join(short).strip(), "\n".join(long)
 
 
 def _words(text: str) -> frozenset[str]:

@@ -43,7 +43,7 @@ def toxicity(rows: Iterable[Conversation], given: Given) -> Finding:
         of=len(sources),
         places=sorted(found),
         worst=[Concern(sources[place], detail) for place, (_, detail) in worst],
-        cure="read them; luthier data clean takes them out; keep them where the model should judge such texts" if found else "",
+        cure="read them; luthier data clean FILE takes them out; keep them where the model should judge such texts" if found else "",
     )
 
 

@@ -63,17 +63,23 @@ def _split_rows(text: "_Window", split: str | None, said: Callable[[str], None])
         text.comma("}")
     text.take("}")
     if not read:
-        raise _no_rows(text.name, split, beside)
+        raise _no_rows(text.name, split, beside, more=not text.is_at_end())
     said(f'the rows under "{read}" are read' + (f"; not read: {', '.join(beside)}" if beside else ""))
 
 
-def _no_rows(name: str, split: str | None, beside: list[str]) -> DataError:
+def _no_rows(name: str, split: str | None, beside: list[str], *, more: bool) -> DataError:
+    on_lines = "one object a line (jq -c . FILE > rows.jsonl)"
+    if more:
+        return DataError("holds one JSON object after the other, over several lines each", where=name, next_step=f"write {on_lines}")
     if split:
         return DataError(f"has no list of rows {split}", where=name, next_step=f"it holds: {', '.join(beside) or 'no list at all'}")
     if beside:
-        return DataError(f"holds the lists {', '.join(beside)}", where=name, next_step="say which to read: {path: FILE, split: NAME}")
-    next_step = "write a list [{...}, {...}], or one object a line (jq -c . FILE > rows.jsonl)"
-    return DataError("holds a single JSON object, not a list of rows", where=name, next_step=next_step)
+        return DataError(
+            f"holds the lists {', '.join(beside)}",
+            where=name,
+            next_step=f"say which to read: {{path: FILE, split: NAME}}; if it is a single row, write {on_lines}",
+        )
+    return DataError("holds a single JSON object, not a list of rows", where=name, next_step=f"write a list [{{...}}, {{...}}], or {on_lines}")
 
 
 def _list_rows(text: "_Window") -> Iterator[Row | Rejected]:
@@ -187,11 +193,20 @@ class _Window:
 
     def check_end(self) -> None:
         """Raises DataError where text follows the end."""
+        if self.is_at_end():
+            return
+        if self._text[self._at] == "\0":
+            next_step = "fetch the file again, or take them out: tr -d '\\000' < FILE > NEW"
+            raise DataError("NUL bytes follow the list: the file is damaged (a power loss?)", where=f"{self.name}:{self.line}", next_step=next_step)
+        raise DataError("there is more text after the list's end", where=f"{self.name}:{self.line}", next_step="keep one list in the file")
+
+    def is_at_end(self) -> bool:
+        """Whether nothing but blanks follows."""
         try:
             self.next_mark()
         except _Cut:
-            return
-        raise DataError("there is more text after the list's end", where=f"{self.name}:{self.line}", next_step="keep one list in the file")
+            return True
+        return False
 
     def _by_column(self, broken: NotJson) -> NotJson:
         """The window's own columns mean nothing to a user: count from the row's beginning."""

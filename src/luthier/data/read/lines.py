@@ -8,6 +8,7 @@ from luthier.data.read.strict_json import Flaw
 
 MOST_ROW_BYTES = 16 << 20
 KEPT_OF_LONG_BYTES = 1000
+CONTINUATIONS = bytes(range(0x80, 0xC0))
 GUESSES = ("gb18030", "shift_jis", "euc_kr", "cp1251")
 
 
@@ -85,7 +86,9 @@ def not_utf_8(content: bytes, error: UnicodeDecodeError, offset_bytes: int) -> s
 def _guess(around: bytes) -> str:
     """Lone high bytes among letters are Western; in long runs they are another script. "" where the text is mixed or binary."""
     high = re.findall(rb"[\x80-\xff]+", around)
-    if b"\0" in around:
+    text = around.lstrip(CONTINUATIONS).decode("utf-8", "replace")
+    # Where other letters around are UTF-8, any other encoding would spoil them.
+    if b"\0" in around or sum(letter > "\x7f" and letter != "\ufffd" for letter in text) > text.count("\ufffd"):
         return ""
     if all(len(run) <= 2 for run in high):
         return "cp1252" if _reads(around, "cp1252") else "latin-1"

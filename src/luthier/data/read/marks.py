@@ -9,11 +9,9 @@ from typing import Any
 
 MARKS = {
     # what is said                                                        what is found
-    "U+FFFD (a letter was lost when the text was converted)":             "\ufffd",
     "letters that turn the direction of writing (such as U+202E)":        "[\u202a-\u202e\u2066-\u2069]",
     "zero-width letters (U+200B, U+2060, U+FEFF)":                        "[\u200b\u2060\ufeff]",
     "code points that are no characters (such as U+FFFE)":                "[\ufdd0-\ufdef\ufffe\uffff]",
-    "the letter NUL (\\u0000)":                                            r"\\u0000|\0",
 }  # fmt: skip
 NOT_COMPOSED = "accents as letters of their own (NFD)"
 FOUND = {said: re.compile(pattern) for said, pattern in MARKS.items()}

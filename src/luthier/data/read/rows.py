@@ -65,7 +65,7 @@ def _rows(file: SourceFile, opened: IO[bytes], encoding: str, marks: Marks, note
     if file.kind in ("parquet", "arrow"):
         _say_kind(file, file.kind, note)
         return columnar.rows(file.name, file.kind, opened, unpacked if file.compression else None)
-    chunks = stream.in_utf_8(unpacked, encoding, file.name)
+    chunks = stream.in_utf_8(unpacked, encoding, file.name, note)
     head = next(chunks, b"")
     _check_wide(file.name, head)
     offset_bytes = len(sniff.BOM) if head.startswith(sniff.BOM) else 0
@@ -74,6 +74,8 @@ def _rows(file: SourceFile, opened: IO[bytes], encoding: str, marks: Marks, note
     if kind != "text":
         # Seen again, since the bytes may mean something only in their encoding.
         kind = sniff.kind_of_text(head[offset_bytes:][: sniff.HEAD_BYTES], file.kind, file.settings.split) or file.kind
+    elif sniff.kind_of_text(head[offset_bytes:][: sniff.HEAD_BYTES], kind, None):
+        note("begins like rows of JSON, and is read as plain text because of its ending: name it .jsonl if it holds rows")
     _say_kind(file, kind, note)
     match kind:
         case "jsonl":

@@ -44,6 +44,8 @@ REFUSED = (
     (257, b"ustar",                                 "is a tar archive",                             UNPACK),
     (0,   b"SQLite format 3\x00",                   "is an SQLite database",                        WRITE_AGAIN),
     (0,   b"FEA1",                                  "is a Feather file of version 1",               WRITE_AGAIN),
+    (0,   stream.GZIP,                              "is packed twice",                              UNPACK),
+    (0,   stream.ZSTD,                              "is packed twice",                              UNPACK),
     (0,   b"\x93NUMPY",                             "is a NumPy array",                             WRITE_AGAIN),
     (0,   b"\x80\x02",                              "is a Python pickle, which can run any code",   WRITE_AGAIN),
     (0,   b"\x80\x03",                              "is a Python pickle, which can run any code",   WRITE_AGAIN),
@@ -130,7 +132,9 @@ def _is_document(head: bytes, split: str | None) -> bool:
     try:
         value = json.loads(first)
     except (ValueError, RecursionError):
-        pretty = first.rstrip()[-1:] in (b"{", b"[", b",", b":")
+        end = first.rstrip()[-1:]
+        # Rows of .jsonl with a comma behind each are no document.
+        pretty = end in (b"{", b"[", b":") or (end == b"," and not rest.lstrip().startswith(b"{"))
         return (pretty and bool(rest)) or bool(_opening(keys).match(first))
     lists = [key for key in keys if isinstance(value.get(key), list) and all(isinstance(row, dict) for row in value[key])]
     return bool(lists) and not rest.strip()

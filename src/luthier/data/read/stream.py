@@ -2,7 +2,8 @@
 
 import codecs
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import IO, Any
 
 from luthier.errors import DataError
@@ -101,18 +102,52 @@ def _damaged(name: str, packing: str, said: str, unpacked_bytes: int) -> DataErr
     )
 
 
-def in_utf_8(chunks: Iterator[bytes], encoding: str, name: str) -> Iterator[bytes]:
-    """The same text in UTF-8. Raises DataError where the encoding is unknown or a byte has no meaning in it."""
+def in_utf_8(chunks: Iterator[bytes], encoding: str, name: str, said: Callable[[str], None]) -> Iterator[bytes]:
+    """The same text in UTF-8. `said` gets notes for the user: a file that is UTF-8 is probably not meant by another encoding.
+
+    Raises DataError where the encoding is unknown or a byte has no meaning in it.
+    """
     codec = _codec(encoding)
+    first = next(chunks, b"")
+    chunks = chain([first], chunks)
     if codec in ("utf-8", "utf-8-sig"):
         yield from chunks
         return
+    if first.startswith(codecs.BOM_UTF8):
+        said(f"begins with the mark of UTF-8, and is read as UTF-8, not as {encoding}")
+        yield from chunks
+        return
     decoder: Any = codecs.getincrementaldecoder(codec)()
+    likely = _Likely()
     offset_bytes = 0
     for chunk in chunks:
+        likely.look(chunk)
         yield _recoded(decoder, chunk, False, offset_bytes, encoding, name)
         offset_bytes += len(chunk)
     yield _recoded(decoder, b"", True, offset_bytes, encoding, name)
+    if likely.is_utf_8():
+        said(f"was read as {encoding}, as data.encoding says, but all of it is UTF-8, too: check that its letters are right")
+
+
+class _Likely:
+    """Whether a text is UTF-8 with letters beyond ASCII, which a text in another encoding hardly ever is by chance."""
+
+    def __init__(self) -> None:
+        self._decoder: Any = codecs.getincrementaldecoder("utf-8")()
+        self._is_valid, self._is_ascii = True, True
+
+    def look(self, chunk: bytes, final: bool = False) -> None:
+        """The next piece of the text."""
+        self._is_ascii = self._is_ascii and chunk.isascii()
+        try:
+            self._is_valid = self._is_valid and self._decoder.decode(chunk, final) is not None
+        except UnicodeDecodeError:
+            self._is_valid = False
+
+    def is_utf_8(self) -> bool:
+        """After the last piece."""
+        self.look(b"", final=True)
+        return self._is_valid and not self._is_ascii
 
 
 def _recoded(decoder: Any, chunk: bytes, final: bool, offset_bytes: int, encoding: str, name: str) -> bytes:
@@ -125,16 +160,14 @@ def _recoded(decoder: Any, chunk: bytes, final: bool, offset_bytes: int, encodin
         problem = f"byte 0x{error.object[error.start]:02x} at offset {place:,} of the file has no meaning in {encoding}"
         raise DataError(problem, where=name, next_step=RIGHT_ENCODING) from error
     except UnicodeError as error:
-        raise DataError(
-            f"is not {encoding} ({error})", where=name, next_step="set data.encoding to the encoding that the file was saved in"
-        ) from error
+        raise DataError(f"is not {encoding} ({error})", where=name, next_step=RIGHT_ENCODING) from error
 
 
 def _codec(encoding: str) -> str:
     try:
         found = codecs.lookup(encoding)
         "".encode(encoding)  # LookupError where it is no encoding of text (rot13, zlib)
-    except LookupError as error:
+    except (LookupError, UnicodeError) as error:
         raise DataError(
             f"{encoding} is no encoding of text that is known", where="data.encoding", next_step="utf-8, cp1252, utf-16, gb18030, shift_jis ..."
         ) from error

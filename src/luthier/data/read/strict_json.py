@@ -53,6 +53,8 @@ def more_text(text: str, end: int) -> Flaw:
         return Flaw("lone_cr", "rows are parted by CR alone (old Macintosh line ends); tr '\\r' '\\n' < FILE > NEW mends it")
     if text[end] == "\0":
         return Flaw("nul_bytes", f"a NUL byte stands at column {end + 1}")
+    if text[end] == ",":
+        return Flaw("not_json", f"a comma stands after the row (column {end + 1}): in .jsonl the line's end parts the rows; take it out")
     return Flaw("not_json", f"more text after the row's end (column {end + 1}): one object a line, please")
 
 

@@ -103,6 +103,9 @@ def _header(source: Source, names: list[str], flaw: Flaw | None, said: Callable[
     if flaw:
         raise DataError(f"the header cannot be read: {flaw.detail}", where=str(source), next_step="mend the first line: the names of the columns")
     names = [name.strip() for name in names]
+    if names[0].casefold().startswith("sep="):
+        problem = "the first line tells a spreadsheet what parts the columns, and names none"
+        raise DataError(problem, where=str(source), next_step="take that line out: tail -n +2 FILE > NEW")
     if twice := next((name for name in names if name and names.count(name) > 1), None):
         raise DataError(f'two columns are named "{twice}"', where=str(source), next_step="give each column a name of its own")
     unnamed = [number for number, name in enumerate(names, 1) if not name]
