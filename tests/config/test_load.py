@@ -283,7 +283,9 @@ VALUES = {
     # setting                       values it takes
     "model": WORDS,
     "data.train": WORDS | st.lists(WORDS | SOURCES, min_size=1),
-    "data.eval": WORDS | st.floats(0.01, 100).map(lambda share: f"{share}%"),
+    "data.eval": WORDS
+    | st.fixed_dictionaries({"path": WORDS}, optional={"split": WORDS, "columns": st.dictionaries(WORDS, WORDS)})
+    | st.floats(0.01, 100).map(lambda share: f"{share}%"),
     "data.format": st.sampled_from(["auto", "messages", "text", "kto"]),
     "data.columns": st.dictionaries(WORDS, WORDS),
     "data.strict": st.booleans(),
@@ -422,3 +424,12 @@ def test_a_path_in_the_call_is_taken_as_it_stands(load: Any, path: str) -> None:
 def test_a_weight_that_would_fill_the_memory_is_refused(load: Any) -> None:
     with pytest.raises(ConfigError, match=r"weight is 1000000.0: should be less than or equal to 1000"):
         load("data: {train: [{path: a.jsonl, weight: 1e6}]}\n", head="model: m\n")
+
+
+def test_a_mistake_in_the_source_of_the_held_out_rows_is_named(load: Any) -> None:
+    for eval_lines, said in (
+        ("{path: t.csv, splitt: a}", "unknown setting 'splitt' in data.eval"),
+        ("{path: t.csv, weight: 2}", "a weight has no effect"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            load(f"data:\n  train: rows.jsonl\n  eval: {eval_lines}\n", head="model: m\n")

@@ -30,7 +30,7 @@ def many(count: int, start: int = 0) -> list[dict[str, Any]]:
     return [chat(f"question {number}", f"answer {number}") for number in range(start, start + count)]
 
 
-def load(base: Path, train: Any = "train.jsonl", eval: str | None = None, seed: int = 0, **others: Any) -> prepare.Rows:
+def load(base: Path, train: Any = "train.jsonl", eval: Any = None, seed: int = 0, **others: Any) -> prepare.Rows:
     return prepare.load_rows(DataSettings(train=train, eval=eval, **others), base, seed)
 
 
@@ -398,6 +398,13 @@ def test_files_that_came_or_went_since_the_training_are_named(write: Write, tmp_
     write("rows/b.jsonl", many(5, start=60))
     with pytest.raises(DataError, match=r"b\.jsonl: is new since this run was trained"):
         prepare.trained_rows(run, settings, tmp_path, 0, tokenizer)
+
+
+def test_held_out_rows_have_columns_of_their_own(write: Write, tmp_path: Path) -> None:
+    write("train.jsonl", many(50))
+    write("test.csv", "Frage,Antwort\nwas?,das\nwer?,er\n")
+    rows = load(tmp_path, eval={"path": "test.csv", "columns": {"question": "Frage", "answer": "Antwort"}})
+    assert [row.answer for row in rows.held_out] == ["das", "er"]
 
 
 def test_the_same_file_is_not_trained_and_held_out(write: Write, tmp_path: Path) -> None:

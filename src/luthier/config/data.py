@@ -43,7 +43,9 @@ class DataSettings(Section):
         description="rows to learn from: a file, a folder, a pattern (data/*.jsonl), - for standard input, a hub data set (org/name), "
         "or a list of them, each with a weight if wanted"
     )
-    eval: Text | None = Field("5%", description="rows held out: a share of the training rows (5%), a file, or null for none")
+    eval: Text | SourceSettings | None = Field(
+        "5%", description="rows held out: a share of the training rows (5%), a file (or {path: ..., split: ..., columns: ...}), or null for none"
+    )
     format: FormatName | Auto = Field("auto", description="how a row is built; auto finds it from the columns and says what it found")
     columns: dict[Text, Name] = Field({}, description="our name of a column -> its name in the files, such as {question: Frage, answer: Antwort}")
     strict: bool = Field(
@@ -66,9 +68,11 @@ class DataSettings(Section):
 
     @field_validator("eval")
     @classmethod
-    def _is_a_share_or_a_file(cls, value: str | None) -> str | None:
-        if value and value.endswith("%") and not _is_share(value[:-1]):
+    def _is_a_share_or_a_source(cls, value: str | SourceSettings | None) -> str | SourceSettings | None:
+        if isinstance(value, str) and value.endswith("%") and not _is_share(value[:-1]):
             raise ValueError("a share should be above 0% and at most 100%; null holds nothing out")
+        if isinstance(value, SourceSettings) and value.weight != 1:
+            raise ValueError("a weight has no effect on rows that are held out")
         return value
 
     @property
@@ -76,6 +80,18 @@ class DataSettings(Section):
         """The training sources, each with all that is known of it."""
         given = [self.train] if isinstance(self.train, str) else self.train
         return [SourceSettings(path=source) if isinstance(source, str) else source for source in given]
+
+    @property
+    def eval_source(self) -> SourceSettings | None:
+        """Where the held-out rows stand, unless they are a share of the training rows."""
+        if isinstance(self.eval, SourceSettings) or self.eval is None:
+            return self.eval
+        return None if self.eval.endswith("%") else SourceSettings(path=self.eval)
+
+    @property
+    def eval_share(self) -> float:
+        """The share of the training rows that is held out, 0 to 1."""
+        return float(self.eval[:-1]) / 100 if isinstance(self.eval, str) and self.eval.endswith("%") else 0.0
 
 
 def _is_share(percent: str) -> bool:

@@ -268,8 +268,8 @@ def _first_mistake(error: ValidationError, places: dict[str, str], file: Path) -
 
 def _mistake_in_source(mistake: Any, name: str, where: str) -> ConfigError:
     """A mistake inside one source of data.train."""
-    key, index = mistake["loc"][-1], next(part for part in mistake["loc"] if isinstance(part, int))
-    item, known = f"{name}[{index}]", list(SourceSettings.model_fields)
+    key, numbers = mistake["loc"][-1], [part for part in mistake["loc"] if isinstance(part, int)]
+    item, known = (f"{name}[{numbers[0]}]" if numbers else name), list(SourceSettings.model_fields)
     if mistake["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, known, n=1)
         return ConfigError(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from luthier.config.data import DataSettings, SourceSettings
+from luthier.config.data import DataSettings
 from luthier.data import dedup, ingest, ledger
 from luthier.data.encode import Encoded, encode
 from luthier.data.ingest import Ingested
@@ -76,7 +76,7 @@ def load_rows(settings: DataSettings, base: Path, seed: int, reporter: Reporter 
     spool = ingest.folder() / "spool"
     notes: list[str] = []
     train_files = find_sources(settings.sources, base, spool, notes.append)
-    eval_files = [] if _is_share(settings.eval) else find_sources([SourceSettings(path=str(settings.eval))], base, spool, notes.append)
+    eval_files = find_sources([settings.eval_source], base, spool, notes.append) if settings.eval_source else []
     same_files(train_files, eval_files)
     sources = [ingest.ingest(file, settings, reporter) for file in [*train_files, *eval_files]]
     every = AllRows([source.rows for source in sources])
@@ -90,7 +90,7 @@ def load_rows(settings: DataSettings, base: Path, seed: int, reporter: Reporter 
             raise _unusable(f"of {sources[-1].meta['read']:,} rows none can be used to evaluate", Rejections(sources[len(train_files) :], every))
         places, shared = _without_held_out(every, places, held_out)
     else:
-        places, held_out, said = _split(every, places, float((settings.eval or "0%")[:-1]) / 100, seed)
+        places, held_out, said = _split(every, places, settings.eval_share, seed)
         notes += said
         shared = []
     places, not_drawn = _weighted(every, places, [file.settings.weight for file in train_files], seed)
@@ -108,10 +108,6 @@ def load_rows(settings: DataSettings, base: Path, seed: int, reporter: Reporter 
     _check_malformed(rows)
     _check_left(rows)
     return replace(rows, notes=rows.notes + _said_of(rows))
-
-
-def _is_share(held_out: str | None) -> bool:
-    return held_out is None or held_out.endswith("%")
 
 
 def _source(file: SourceFile, source: Ingested) -> dict[str, Any]:
@@ -236,7 +232,7 @@ def tokenize_rows(rows: Rows, tokenizer: Any, max_length: int, settings: DataSet
     _check_left(left)
     if len(rows.held_out) and not len(left.held_out):
         said = f"none of {len(rows.held_out):,} rows that are held out can be used"
-        if not _is_share(settings.eval):
+        if settings.eval_source:
             raise _unusable(f"{said} to evaluate", left.rejected)
         left = replace(left, notes=[*left.notes, f"evaluation is off: {said}"])
     train = _examples_of(store, left.train.places)

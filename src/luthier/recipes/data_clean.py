@@ -9,7 +9,6 @@ from typing import Any
 
 from luthier import files
 from luthier.config.checks import CheckSettings
-from luthier.config.data import SourceSettings
 from luthier.config.load import Config
 from luthier.data import ingest
 from luthier.data.formats.table import FORMATS
@@ -137,10 +136,9 @@ def _chosen(settings: CheckSettings, only: Sequence[str], skip: Sequence[str]) -
 
 def _held_out(config: Config, spool: Path, reporter: Reporter) -> AllRows:
     """The rows of an evaluation file; a share of the training rows needs no look, since a split keeps it apart."""
-    held_out = config.settings.data.eval
-    if held_out is None or held_out.endswith("%"):
+    if (held_out := config.settings.data.eval_source) is None:
         return AllRows([])
-    found = find_sources([SourceSettings(path=held_out)], config.file.parent, spool)
+    found = find_sources([held_out], config.file.parent, spool)
     return AllRows([ingest.ingest(file, config.settings.data, reporter).rows for file in found])
 
 

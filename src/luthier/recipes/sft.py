@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from luthier import files, run_folder
+from luthier.config.data import SourceSettings
 from luthier.config.load import Config, load_config, settings_to_yaml
 from luthier.config.settings import Settings
 from luthier.data import prepare
@@ -146,7 +147,10 @@ def _with_absolute_paths(config: Config, settings: Settings, rows: Rows) -> Sett
     data = settings.data
     sources = [source.model_copy(update={"path": rows_at(source.path)}) for source in data.sources]
     train = sources[0].path if isinstance(data.train, str) else sources
-    held_out = data.eval if data.eval is None or data.eval.endswith("%") else rows_at(data.eval)
+    source = data.eval_source
+    held_out = data.eval if source is None else source.model_copy(update={"path": rows_at(source.path)})
+    if isinstance(data.eval, str) and isinstance(held_out, SourceSettings):
+        held_out = held_out.path  # as it was written: a path
     model_path = Path(config.beside(settings.model))
     changes: dict[str, Any] = {"data": data.model_copy(update={"train": train, "eval": held_out}), "output_dir": absolute(settings.output_dir)}
     if templates.is_file(settings.template):
