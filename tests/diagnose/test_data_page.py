@@ -133,6 +133,8 @@ def test_the_verdict_is_that_of_the_gravest_finding(report):
 def test_the_next_step_can_be_typed(report):
     assert next_step(report) == "luthier data clean 'my rows.jsonl' --only overlap --to clean.jsonl"
     assert next_step(dataclasses.replace(report, findings=[GOOD], target="a.yaml", is_settings=True)) == "luthier train a.yaml"
+    sent = dataclasses.replace(report, target="-", ledger={**report.ledger, "sources": [{"path": "/kept/standard-input-1"}]})
+    assert next_step(sent) == "luthier data clean /kept/standard-input-1 --only overlap --to clean.jsonl"
     assert next_step(dataclasses.replace(report, stopped="rows.jsonl:1: too long\n  Try: data.max_length=9")) == "data.max_length=9"
     assert cure(report, LOOK) == "luthier data clean 'my rows.jsonl' --only near_duplicates --to clean.jsonl"
     kept = dataclasses.replace(STOP, removable=False)

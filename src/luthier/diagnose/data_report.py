@@ -119,7 +119,7 @@ def _train(report: DataReport) -> str:
         return keep_good(judged)
     if report.is_settings:
         return f"luthier train {shlex.quote(report.target)}"
-    rows = Path(report.target).absolute() if is_local(report.target, Path()) else report.target
+    rows = Path(_target(report)).absolute() if is_local(_target(report), Path()) else report.target
     return f"luthier init my-project && luthier train my-project/luthier.yaml {shlex.quote(f'data.train={rows}')} data.eval=5%"
 
 
@@ -130,12 +130,17 @@ def cure(report: DataReport, finding: Finding) -> str:
 
 def _at(report: DataReport, advice: str) -> str:
     """Advice with this report's target in its commands."""
-    target = shlex.quote(report.target)
+    target = shlex.quote(_target(report))
     return advice.replace("data clean FILE", f"data clean {target}").replace("tokenizer train FILE", f"tokenizer train {target} --to my-tokenizer")
 
 
+def _target(report: DataReport) -> str:
+    """What was checked, as it can be named again: rows of standard input by the file that they were kept in."""
+    return str(report.ledger["sources"][0]["path"]) if report.target == "-" else report.target
+
+
 def _clean(report: DataReport, checks: Sequence[str]) -> str:
-    return f"luthier data clean {shlex.quote(report.target)} --only {','.join(checks)} --to clean.jsonl"
+    return f"luthier data clean {shlex.quote(_target(report))} --only {','.join(checks)} --to clean.jsonl"
 
 
 def as_json(report: DataReport) -> dict[str, Any]:
