@@ -2,6 +2,7 @@
 # make test        installs likewise, then every check and every test that is not slow
 # make check       ruff, mypy, import-linter and the size ratchet
 # make test-slow   the tests marked slow
+# make test-nightly  the tests marked nightly: large files, servers that do not answer
 # make clean       removes .venv and every cache of the tools
 #
 # PYTHON=python3.12           which Python makes .venv (3.11 or newer)
@@ -16,7 +17,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 # macOS has no timeout unless coreutils is there.
 TIMEOUT := $(shell command -v timeout || command -v gtimeout)
 
-.PHONY: demo install test check test-slow clean
+.PHONY: demo install test check test-slow test-nightly clean
 
 demo: $(STAMP)
 	$(VENV)/bin/luthier demo
@@ -33,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 test: check
-	$(RUN) -m pytest -m "not slow" --durations=10
+	$(RUN) -m pytest -m "not slow and not nightly" --durations=10
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .
@@ -45,6 +46,9 @@ check: $(STAMP)
 # pytest answers 5 when no test is marked slow.
 test-slow: $(STAMP)
 	$(if $(TIMEOUT),$(TIMEOUT) 2400) $(RUN) -m pytest -m slow --durations=10 || test $$? -eq 5
+
+test-nightly: $(STAMP)
+	$(RUN) -m pytest -m nightly --durations=10
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -68,7 +68,7 @@ def test_a_data_set_is_read_and_each_refusal_is_named(tmp_path: Path) -> None:
     assert offline == "org/other: is not in the cache, and the hub is switched off (HF_HUB_OFFLINE)\n  Try: unset HF_HUB_OFFLINE, or name a file"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_hub_that_is_busy_or_silent_is_named(tmp_path: Path) -> None:
     busy, broken = answers([{"path": "busy/x"}, {"path": "broken/x"}], tmp_path)
     assert busy == ["busy/x: cannot be fetched now: the hub is asked too often\n  Try: wait some minutes; hf auth login raises the limit"]
