@@ -47,7 +47,7 @@ def main() -> None:
         batch = [examples[row] for row in order[update * asked.batch_size : (update + 1) * asked.batch_size]]
         start = time.perf_counter()
         measured = engine.forward_backward(batch)
-        engine.optim_step(1e-3)
+        engine.optimizer_step(1e-3)
         if update >= 2:
             seconds.append(time.perf_counter() - start)
             logical, executed = logical + measured.logical_tokens, executed + measured.executed_tokens

@@ -64,7 +64,7 @@ def test_the_four_calls_of_the_readme(tiny_model: Path, tmp_path: Path) -> None:
     examples = engine.tokenize(rows)
     for _ in range(60):
         loss = engine.forward_backward(examples).loss
-        engine.optim_step(1e-2)
+        engine.optimizer_step(1e-2)
     assert loss < 0.2
     assert engine.sample("street", max_new_tokens=20) == "the guitar answers"
     saved = engine.save_state(tmp_path / "adapter")

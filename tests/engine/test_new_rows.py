@@ -87,7 +87,7 @@ def test_in_bf16_what_is_trained_is_fp32_and_agrees_with_the_plain_twin(folder: 
     assert engine.plain_reason == ""
     before = [parameter.detach().clone() for parameter in engine.trained_parameters]
     engine.forward_backward(examples)
-    engine.optim_step(1e-6)
+    engine.optimizer_step(1e-6)
     assert all(not torch.equal(one, other) for one, other in zip(before, engine.trained_parameters, strict=True))
 
 
@@ -100,7 +100,7 @@ def test_training_moves_the_new_rows_and_leaves_the_base_alone(folder: Path, sav
     losses = []
     for _ in range(20):
         losses.append(engine.forward_backward(examples).loss)
-        engine.optim_step(1e-2)
+        engine.optimizer_step(1e-2)
     assert losses[-1] < 0.7 * losses[0]
     with engine.model.disable_adapter():
         assert engine.held_out_loss(examples) == pytest.approx(base, rel=1e-6)

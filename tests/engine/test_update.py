@@ -82,7 +82,7 @@ def test_an_update_that_is_not_finite_changes_nothing(engine: Engine) -> None:
     engine.forward_backward(ragged(seed=1, rows=4))
     before = [parameter.detach().clone() for parameter in engine.trained_parameters]
     engine.trained_parameters[0].grad[0, 0] = float("nan")  # type: ignore[index]
-    norm = engine.optim_step(1e-2)
+    norm = engine.optimizer_step(1e-2)
     assert norm != norm
     assert all(torch.equal(one, other) for one, other in zip(before, engine.trained_parameters, strict=True))
 
@@ -93,7 +93,7 @@ def test_training_lowers_the_loss_and_gradients_are_clipped(tiny_model) -> None:
     losses = []
     for _ in range(30):
         losses.append(engine.forward_backward(examples).loss)
-        norm = engine.optim_step(1e-2)
+        norm = engine.optimizer_step(1e-2)
     assert losses[-1] < 0.7 * losses[0]
     assert norm > 0.0
 

@@ -65,7 +65,7 @@ def test_the_layout_is_the_guides(tmp_path: Path) -> None:
 def test_the_training_script_is_short_and_shows_the_four_calls(tmp_path: Path) -> None:
     script = (write_project(tmp_path, reporter=Silent()) / "scripts" / "train.py").read_text(encoding="utf-8")
     assert len(script.splitlines()) < 60
-    for call in ("forward_backward", "optim_step", "save_state", "sample"):
+    for call in ("forward_backward", "optimizer_step", "save_state", "sample"):
         assert f"engine.{call}(" in script
 
 

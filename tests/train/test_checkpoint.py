@@ -25,7 +25,7 @@ def train(engine: Engine, examples: list[TokenizedExample], updates: int) -> lis
     losses = []
     for _ in range(updates):
         losses.append(engine.forward_backward(examples).loss)
-        engine.optim_step(1e-2)
+        engine.optimizer_step(1e-2)
     return losses
 
 

@@ -1,9 +1,9 @@
-"""A model that can be trained and asked, in four calls: forward_backward, optim_step, save_state, sample.
+"""A model that can be trained and asked, in four calls: forward_backward, optimizer_step, save_state, sample.
 
 engine = Engine.open("smollm2-135m-instruct", lora={"r": 16})
 examples = engine.tokenize([{"messages": [...]}, ...])
 loss = engine.forward_backward(examples).loss
-engine.optim_step(learning_rate=1e-3)
+engine.optimizer_step(learning_rate=1e-3)
 engine.sample("Where is the nearest luthier?")
 """
 
@@ -103,7 +103,7 @@ class Engine:
         loss = update.forward_backward(self.model, step)
         return UpdateLoss(loss, step.logical_tokens, step.executed_tokens, step.trained_tokens)
 
-    def optim_step(self, learning_rate: float) -> float:
+    def optimizer_step(self, learning_rate: float) -> float:
         """Clip, update, forget the gradients. Returns the gradient norm before clipping; nothing is updated where it is not finite."""
         adam = self.adam
         for group in adam.param_groups:

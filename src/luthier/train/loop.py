@@ -84,7 +84,7 @@ def fit(
             update, peak=course.learning_rate, shape=course.lr_scheduler_type, warmup=course.warmup_steps, updates=course.updates
         )
         measured = engine.forward_backward(rows)
-        grad_norm = engine.optim_step(rate) if math.isfinite(measured.loss) else engine.forget_gradients()
+        grad_norm = engine.optimizer_step(rate) if math.isfinite(measured.loss) else engine.forget_gradients()
         if not (math.isfinite(measured.loss) and math.isfinite(grad_norm)):
             skipped = Skipped(update + 1, measured.loss, grad_norm, [row.source for row in rows])
             on_skip(skipped)

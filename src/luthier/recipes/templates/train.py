@@ -38,7 +38,7 @@ def main() -> None:
         shuffle.shuffle(examples)
         for start in range(0, len(examples), BATCH_SIZE):
             measured = engine.forward_backward(examples[start : start + BATCH_SIZE])
-            norm = engine.optim_step(LEARNING_RATE * (1 - update / updates))
+            norm = engine.optimizer_step(LEARNING_RATE * (1 - update / updates))
             update += 1
             print(f"update {update}/{updates}  loss {measured.loss:.4f}  gradient norm {norm:.3f}")
 
