@@ -433,3 +433,10 @@ def test_a_mistake_in_the_source_of_the_held_out_rows_is_named(load: Any) -> Non
     ):
         with pytest.raises(ConfigError, match=said):
             load(f"data:\n  train: rows.jsonl\n  eval: {eval_lines}\n", head="model: m\n")
+
+
+def test_one_source_may_stand_without_a_list(load: Any) -> None:
+    data = load("data:\n  train: {path: a.csv, columns: {question: Frage}}\n", head="model: m\n").settings.data
+    assert [(source.path, source.columns) for source in data.sources] == [("a.csv", {"question": "Frage"})]
+    with pytest.raises(ConfigError, match=r"unknown setting 'colums' in data.train\n  Try: did you mean columns"):
+        load("data:\n  train: {path: a.csv, colums: {}}\n", head="model: m\n")

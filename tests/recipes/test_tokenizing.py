@@ -11,7 +11,7 @@ from conftest_runs import Listener, Write, chat_row, write_rows
 from luthier.engine import opening
 from luthier.errors import CallError, ConfigError, DataError, ModelError
 from luthier.models import load, vocabulary
-from luthier.recipes import evaluation, handover, sft, tokenizing
+from luthier.recipes import data_check, evaluation, handover, sft, tokenizing
 from luthier.reporting import Silent
 from luthier.run_folder import RunFolder
 from luthier.train import checkpoint
@@ -51,6 +51,34 @@ def test_added_tokens_are_trained_saved_exported_and_gone_on_from(write: Write, 
     assert not torch.equal(trained_rows(run), trained_rows(again))
     with pytest.raises(ConfigError, match=r"tokenizer.add_special_tokens: <\|other\|> is not a token of the adapter that init_from names"):
         sft.fit(write(ROWS, f"init_from={run.path}", "tokenizer.add_special_tokens=['<|other|>']", name="third"))
+
+
+def test_added_tokens_stand_in_rows_and_are_learned_as_one_token(write: Write):
+    rows = [
+        {"messages": [{"role": "user", "content": f"q{place} ->"}, {"role": "assistant", "content": "<|call|> x <|result|>"}]} for place in range(6)
+    ]
+    config = write(rows, ADD, "training.num_train_epochs=20", "training.learning_rate=0.02")
+    assert data_check.check(config, "luthier.yaml").ledger["rows"]["rejected"] == {}
+    run = sft.fit(config)
+    engine = opening.open_trained(run, Silent())
+    call = engine.tokenizer.convert_tokens_to_ids("<|call|>")
+    example = engine.tokenize([rows[0]])[0]
+    assert example.trained[example.token_ids.index(call)]
+    assert "<|call|>" in engine.sample("q1 ->", max_new_tokens=8)
+
+
+def test_a_token_that_the_template_writes_is_a_control_token(write: Write, tmp_path: Path):
+    template = tmp_path / "own.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m.role + ':\\n' + m.content + '<|result|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}"
+    )
+    held = {"messages": [{"role": "user", "content": "<|result|>"}, {"role": "assistant", "content": "no"}]}
+    config = write([*ROWS, held], ADD, f"template={template}", "training.max_steps=1")
+    report = data_check.check(config, "luthier.yaml")
+    assert report.ledger["rows"]["rejected"] == {"special_token_in_text": 1}
+    engine = opening.open_trained(sft.fit(config), Silent())
+    assert engine.tokenizer.convert_tokens_to_ids("<|result|>") in engine.stop_ids
 
 
 def test_another_tokenizer_needs_saved_tables_and_then_goes_the_whole_road(write: Write, own_tokenizer: Path, tmp_path: Path):

@@ -39,7 +39,7 @@ class SourceSettings(Section):
 class DataSettings(Section):
     """Which rows, and what to do with them."""
 
-    train: Name | Annotated[list[Name | SourceSettings], Field(min_length=1)] = Field(
+    train: Name | SourceSettings | Annotated[list[Name | SourceSettings], Field(min_length=1)] = Field(
         description="rows to learn from: a file, a folder, a pattern (data/*.jsonl), - for standard input, a hub data set (org/name), "
         "or a list of them, each with a weight if wanted"
     )
@@ -78,7 +78,7 @@ class DataSettings(Section):
     @property
     def sources(self) -> list[SourceSettings]:
         """The training sources, each with all that is known of it."""
-        given = [self.train] if isinstance(self.train, str) else self.train
+        given = self.train if isinstance(self.train, list) else [self.train]
         return [SourceSettings(path=source) if isinstance(source, str) else source for source in given]
 
     @property

@@ -13,7 +13,11 @@ class TokenizerSettings(Section):
     """The tokenizer, where it is not simply the model's own."""
 
     path: Text | None = Field(None, description="a folder with another tokenizer (luthier data tokenizer train); null: the model's own")
-    add_special_tokens: list[Text] = Field([], description="tokens to add: the embeddings grow by a row each, and these rows are trained and saved")
+    add_special_tokens: list[Text] = Field(
+        [],
+        description="tokens to add, which rows may then hold: the embeddings grow by a row each, and these rows are trained and saved; "
+        "one that the chat template writes is a control token, which no text may hold",
+    )
 
 
 class LoraSettings(Section):

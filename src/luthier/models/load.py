@@ -53,7 +53,7 @@ def load_tokenizer(
         tokenizer.pad_token = tokenizer.eos_token
     vocabulary.add_tokens(tokenizer, added_tokens)
     own = tokenizer.chat_template is not None
-    chosen = templates.install(tokenizer, template, beside)
+    chosen = templates.install(tokenizer, template, beside, added_tokens)
     if template != "auto" or not own:
         say(f"template: {chosen.name} ({chosen.why})")
     return tokenizer

@@ -4,10 +4,13 @@ The chosen one becomes part of the tokenizer, is saved with it, and its end of t
 """
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
+
+from tokenizers import AddedToken
 
 from luthier.errors import ConfigError
 
@@ -30,8 +33,10 @@ class Chosen:
     why: str
 
 
-def install(tokenizer: Any, asked: str, base: Path) -> Chosen:
+def install(tokenizer: Any, asked: str, base: Path, added_tokens: Sequence[str] = ()) -> Chosen:
     """Give the tokenizer the template `asked`: auto, a name of NAMES, or a FILE.jinja beside `base`.
+
+    Of the `added_tokens` those that the template writes become control tokens: no text may hold them, and no answer shows them.
 
     Raises ConfigError for an unknown name, a file that is missing or no template (with its line), and one that cannot be used here.
     """
@@ -41,8 +46,16 @@ def install(tokenizer: Any, asked: str, base: Path) -> Chosen:
     elif asked != "auto":
         tokenizer.chat_template = _read(base / asked)
         _check_usable(tokenizer, base / asked)
+    _mark_control_tokens(tokenizer, added_tokens)
+    if is_file(asked):
         _stop_at_its_end(tokenizer)
     return chosen
+
+
+def _mark_control_tokens(tokenizer: Any, added_tokens: Sequence[str]) -> None:
+    control = [token for token in added_tokens if token in str(tokenizer.chat_template)]
+    if control:
+        tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in control], special_tokens=True)
 
 
 def is_file(asked: str) -> bool:

@@ -36,7 +36,7 @@ def between(own: Any, tokenizer: Any) -> Change:
 
 
 def add_tokens(tokenizer: Any, spellings: Sequence[str]) -> None:
-    """Add control tokens. One that the vocabulary has already keeps its id. Raises ConfigError for one that is blank or named twice."""
+    """Add words that rows may hold. One that the vocabulary has already keeps its id. Raises ConfigError for one that is blank or named twice."""
     for place, spelling in enumerate(spellings):
         if not spelling.strip() or spelling in spellings[:place]:
             raise ConfigError(
@@ -45,7 +45,8 @@ def add_tokens(tokenizer: Any, spellings: Sequence[str]) -> None:
                 next_step="name each token once, such as <|call|>",
             )
     if spellings:
-        tokenizer.add_tokens([AddedToken(spelling, special=True, normalized=False) for spelling in spellings], special_tokens=True)
+        known = vocabulary_of(tokenizer)
+        tokenizer.add_tokens([AddedToken(spelling, special=False, normalized=False) for spelling in spellings if spelling not in known])
 
 
 def vocabulary_of(tokenizer: Any) -> dict[str, int]:
