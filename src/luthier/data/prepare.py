@@ -323,7 +323,8 @@ def _check_too_long(gone: Sequence[SetAside], rows: int, max_length: int, every:
     raise DataError(
         f"{len(lengths):,} of {rows:,} rows are longer than max_length ({max_length:,} tokens); this is the longest, with {lengths[longest]:,}",
         where=str(every.source(int(long.places[longest]))),
-        next_step=f"data.max_length={lengths[longest]} keeps every row (if the model can hold it); data.too_long=drop sets them aside",
+        next_step=f"data.max_length={lengths[longest]} keeps every row (if the model can hold it); "
+        "data.too_long=split cuts texts and chats into parts, drop sets the rows aside",
     )
 
 
@@ -356,7 +357,7 @@ def _unusable(problem: str, rejected: Rejections, but: "set[str] | frozenset[str
 
 
 def _said_of(rows: Rows) -> list[str]:
-    few = [f"{len(rows.train)} rows to train on: expect the model to learn them by heart"] if len(rows.train) < 3 else []
+    few = [f"{len(rows.train)} rows to train on: expect the model to learn them by heart"] if len(rows.train) < 3 and rows.train[0].templated else []
     return few + _set_aside(rows.rejected)
 
 

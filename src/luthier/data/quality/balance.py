@@ -126,7 +126,11 @@ def _variety(asked: list[str]) -> dict[str, float]:
 
 def size(rows: Iterable[Conversation], given: Given) -> Finding:
     """Whether there are enough rows for what they should teach (checks.purpose; without it, where the number stands for each purpose)."""
-    of = sum(1 for _ in rows)
+    of = texts = 0
+    for row in rows:
+        of, texts = of + 1, texts + (row.turns[0].role == "text")
+    if texts == of > 0:
+        return not_run("size", "plain texts are counted in tokens, not in rows")
     numbers = {name: {"least": purpose.least, "usual": purpose.usual, "enough": purpose.enough} for name, purpose in PURPOSES.items()}
     wanted = given.settings.purpose
     if wanted:

@@ -104,7 +104,7 @@ def unknown_tokens(rows: Iterable[Conversation], given: Given) -> Finding:
     share = f", {percent(found.total(), characters)} of all characters" if characters else ""
     return Finding(
         check="unknown_tokens",
-        verdict=verdict_of("unknown_tokens", len(places), of),
+        verdict=verdict_of("unknown_tokens", found.total(), characters),  # by characters: one rare sign in a book is nothing
         said=f"{len(places):,} of {of:,} rows ({percent(len(places), of)}) hold characters without a token of their own{share}",
         of=of,
         places=places,
