@@ -407,6 +407,14 @@ def test_held_out_rows_have_columns_of_their_own(write: Write, tmp_path: Path) -
     assert [row.answer for row in rows.held_out] == ["das", "er"]
 
 
+def test_rows_that_the_template_cannot_write_lead_to_another_template(write: Write, tmp_path: Path, tokenizer: Any) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    asked = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]}
+    write("train.jsonl", [asked])
+    with pytest.raises(DataError, match=r"template_drops_text(.|\n)*Try: choose a model whose chat template writes such rows"):
+        prepare.tokenize_rows(load(tmp_path), tokenizer, 512, ROOMY)
+
+
 def test_the_same_file_is_not_trained_and_held_out(write: Write, tmp_path: Path) -> None:
     write("train.jsonl", many(60))
     with pytest.raises(DataError, match=r"is in data\.train and in data\.eval"):

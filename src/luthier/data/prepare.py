@@ -34,6 +34,7 @@ MOST_MALFORMED_SHARE = 0.10
 MOST_TOO_LONG_SHARE = 0.01
 # Set aside although nothing is wrong with the row itself.
 HARMLESS = {"duplicate", "also_in_eval", "too_long", "not_drawn"}
+OF_THE_TEMPLATE = {"template_drops_text", "template_refused", "template_seam", "no_system_role"}
 LISTED = 5
 NO_SYSTEM = "this chat template has no system role: system messages are put before the first question"
 
@@ -351,9 +352,14 @@ def _unusable(problem: str, rejected: Rejections, but: "set[str] | frozenset[str
     first = "".join(f"\n  {row.source}: {row.reason}: {row.detail}" for row in some)
     more = f"\n  and {total - LISTED:,} more" if total > LISTED else ""
     where = str(some[0].source) if some else "data.eval"
-    file = some[0].source.file if some else "FILE"
-    next_step = f"mend these rows (luthier data clean {file} --to clean.jsonl takes out and lists those that cannot be read)"
-    return DataError(problem + first + more, where=where, next_step=next_step)
+    return DataError(problem + first + more, where=where, next_step=_cure(rejected, but, some[0].source.file if some else "FILE"))
+
+
+def _cure(rejected: Rejections, but: "set[str] | frozenset[str]", file: str) -> str:
+    counted = [(count, reason) for reason, count in rejected.counts.items() if reason not in but]
+    if counted and max(counted)[1] in OF_THE_TEMPLATE:
+        return "choose a model whose chat template writes such rows, or give one (template: FILE.jinja)"
+    return f"mend these rows (luthier data clean {file} --to clean.jsonl takes out and lists those that cannot be read)"
 
 
 def _said_of(rows: Rows) -> list[str]:
