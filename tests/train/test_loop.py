@@ -11,6 +11,7 @@ from luthier.engine import Engine
 from luthier.errors import LuthierError, RunError
 from luthier.records import StepReport, TokenizedExample, UpdateLoss
 from luthier.run_folder import RunFolder
+from luthier.stopping import stopping_on_signals
 from luthier.train import checkpoint, loop
 from luthier.train.checkpoint import Place
 from luthier.train.loop import Course, Stop
@@ -111,7 +112,7 @@ def test_a_signal_ends_the_run_after_the_update_at_hand(engine: Engine, examples
         if report.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with loop.stopping_on_signals() as stop:
+    with stopping_on_signals() as stop:
         assert fit(engine, examples, interrupt, stop=stop) == 2
     assert stop.signal == signal.SIGINT
     assert seen == [1, 2]
@@ -119,7 +120,7 @@ def test_a_signal_ends_the_run_after_the_update_at_hand(engine: Engine, examples
 
 def test_a_second_signal_ends_it_at_once_and_the_old_handlers_come_back() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with loop.stopping_on_signals() as stop, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+    with stopping_on_signals() as stop, pytest.raises(KeyboardInterrupt):  # noqa: PT012
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.signal == signal.SIGTERM
         os.kill(os.getpid(), signal.SIGINT)

@@ -30,6 +30,7 @@ from luthier.records import StepReport
 from luthier.reporting import Bar, Reporter, Silent
 from luthier.run_folder import RunFolder
 from luthier.serve import contract
+from luthier.stopping import stopping_on_signals
 from luthier.train import checkpoint, loop, order, schedule
 from luthier.train.checkpoint import Place
 from luthier.version import VERSION
@@ -198,7 +199,7 @@ def _train(run: RunFolder, engine: Engine, prepared: Prepared, plan: Plan, repor
         run.say(str(skipped))
         reporter.say(str(skipped))
 
-    with reporter.bar("training", course.updates) as bar, loop.stopping_on_signals() as stop:
+    with reporter.bar("training", course.updates) as bar, stopping_on_signals() as stop:
         watchers = [
             run.add_step,
             _teller(bar, reporter, course.updates, training.logging_steps),

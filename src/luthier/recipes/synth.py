@@ -8,15 +8,13 @@ import hashlib
 import json
 import os
 import random
-import signal
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 from luthier import files
@@ -32,6 +30,7 @@ from luthier.data.read.source import SourceFile
 from luthier.errors import CallError, DataError, LuthierError
 from luthier.records import Rejected
 from luthier.reporting import Bar, Reporter, Silent
+from luthier.stopping import Stop, stopping_on_signals
 
 Way = Literal["bootstrap", "evolve"]
 # So many requests in a row without a row that can be kept, and nothing is to be expected of more.
@@ -153,7 +152,7 @@ def synth(call: Call, reporter: Reporter | None = None) -> Made:
     _check_output(call)
     material = _material(call, reporter)
     bench = _bench(call, material, endpoint, reporter)
-    with closing(bench.journal), reporter.bar(f"making rows with {call.model}", call.rows) as bar, _stopping_on_signals() as stop:
+    with closing(bench.journal), reporter.bar(f"making rows with {call.model}", call.rows) as bar, stopping_on_signals() as stop:
         bar.advance(len(bench.rows))
         _ask(bench, Callers(endpoint, call.concurrency), bar, stop, reporter)
     made = _made(bench)
@@ -424,32 +423,3 @@ def _line(row: dict[str, Any]) -> str:
 
 def _now() -> str:
     return f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}"
-
-
-@dataclass(slots=True)
-class Stop:
-    """The signal that asked for an end, or 0."""
-
-    signal: int = 0
-
-
-@contextmanager
-def _stopping_on_signals() -> Iterator[Stop]:
-    """Ctrl-C and SIGTERM end the making once what is on its way has arrived; a second one ends it at once."""
-    stop = Stop()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.signal:
-            raise KeyboardInterrupt
-        stop.signal = number
-
-    try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: whoever runs the thread has the signals
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

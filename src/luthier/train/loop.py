@@ -2,13 +2,10 @@
 
 import math
 import resource
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import FrameType
 
 import numpy as np
 import torch
@@ -16,6 +13,7 @@ import torch
 from luthier.engine import Engine
 from luthier.errors import RunError
 from luthier.records import Source, StepReport, TokenizedExample
+from luthier.stopping import Stop
 from luthier.train import order, schedule
 
 Watcher = Callable[[StepReport], None]
@@ -35,13 +33,6 @@ class Course:
     lr_scheduler_type: str
     warmup_steps: int
     seed: int
-
-
-@dataclass(slots=True)
-class Stop:
-    """Whether a signal asked the run to end after the update at hand; `signal` is its number."""
-
-    signal: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,28 +116,6 @@ def not_finite(last: Skipped) -> RunError:
 def update_seed(seed: int, update: int) -> int:
     """A seed for one update, from the run's seed and the update's number."""
     return int(np.random.SeedSequence([seed, update]).generate_state(1, np.uint64)[0] >> 1)
-
-
-@contextmanager
-def stopping_on_signals() -> Iterator[Stop]:
-    """Ctrl-C and SIGTERM end the run after the update at hand; a second one ends it at once."""
-    stop = Stop()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.signal:
-            raise KeyboardInterrupt
-        stop.signal = number
-
-    try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: whoever runs the thread has the signals
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def peak_bytes() -> int:
