@@ -21,7 +21,7 @@ import numpy as np
 
 from luthier import files
 from luthier.data import store
-from luthier.data.ingest import META, Ingested, code_version, folder, whole, write_meta
+from luthier.data.ingest import Ingested, code_version, folder, kept, write_meta
 from luthier.data.tokenize import How, tokenize
 from luthier.errors import LuthierError
 from luthier.records import Rejected
@@ -50,10 +50,12 @@ def encode(source: Ingested, tokenizer: Any, how: How, reporter: Reporter) -> En
     """All rows of a source as tokens, from the cache where it has them whole."""
     key = hashlib.sha256("\0".join([source.key, tokenizer_hash(tokenizer), repr(how), code_version()]).encode()).hexdigest()
     place = folder() / f"tokens-{key[:32]}"
-    if (meta := whole(place)) is None:
+
+    def fill(staging: Path) -> None:
         with reporter.bar(f"tokenizing {source.rows.name}", max(1, len(source.rows))) as bar:
-            files.build_folder(place, lambda staging: _write(staging, source.rows, tokenizer, how, bar))
-        meta = files.read_json(place / META)["meta"]
+            _write(staging, source.rows, tokenizer, how, bar)
+
+    meta = kept(place, fill)
     rejected = [tuple(entry) for part in meta["parts"] for entry in part["rejected"]]
     content = hashlib.sha256("".join(part["sha256"] for part in meta["parts"]).encode()).hexdigest()
     return Encoded([place / part["file"] for part in meta["parts"]], rejected, *_common(meta["parts"]), content)
@@ -133,11 +135,11 @@ def _by_processes(
     files.make_folder(home)
     try:
         tokenizer.save_pretrained(home / "tokenizer")
-        jobs = []
+        same, jobs = tokenizer_hash(tokenizer), []
         for worker in range(workers):
             job = home / f"{worker}.json"
             settings = {"how": asdict(how), "rows": str(rows.path), "name": rows.name, "tokenizer": str(home / "tokenizer")}
-            files.write_json(job, {**settings, "hash": tokenizer_hash(tokenizer), "ranges": ranges[worker::workers], "to": str(staging)})
+            files.write_json(job, {**settings, "hash": same, "ranges": ranges[worker::workers], "to": str(staging)})
             jobs.append(job)
         return _run(jobs, bar)
     finally:

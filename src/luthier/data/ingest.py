@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -95,12 +95,21 @@ def ingest(file: SourceFile, settings: DataSettings, reporter: Reporter) -> Inge
     parts = [sha256, file.kind, file.compression, file.settings.split or "", settings.encoding, repr(how), code_version()]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     place = folder() / f"rows-{key[:32]}"
-    if (meta := whole(place)) is None:
+
+    def fill(staging: Path) -> None:
         with reporter.bar(f"reading {file.name}", max(1, file.size_bytes)) as bar:
-            files.build_folder(place, lambda staging: _write(staging, file, settings, how, bar))
-        meta = files.read_json(place / META)["meta"]
-    meta = {**meta, "sha256": sha256, "bytes": file.size_bytes}
+            _write(staging, file, settings, how, bar)
+
+    meta = {**kept(place, fill), "sha256": sha256, "bytes": file.size_bytes}
     return Ingested(key, store.RowFile(place / ROWS, file.name), place / REJECTED, _renamed(meta, file.name))
+
+
+def kept(place: Path, fill: Callable[[Path], None]) -> dict[str, Any]:
+    """What meta.json says of a folder of the cache; where the folder is not there whole, `fill` writes it (and its meta.json) anew."""
+    if (meta := whole(place)) is None:
+        files.build_folder(place, fill)
+        meta = files.read_json(place / META)["meta"]
+    return meta
 
 
 def whole(place: Path) -> dict[str, Any] | None:

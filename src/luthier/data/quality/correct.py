@@ -1,12 +1,9 @@
 """Answers whose correctness can be checked: JSON, code, sums, and whatever the user's own check can tell."""
 
 import ast
-import importlib
 import json
 import logging
-import os
 import re
-import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.data.quality.check import Finding, Given, Look, Note, Noted
+from luthier.data.quality.imported import imported
 from luthier.data.quality.limits import counted, not_run
 from luthier.data.quality.parts import answers_of, excerpt, prompt_of
 from luthier.errors import ConfigError
@@ -170,7 +168,7 @@ def conclude_code(noted: Noted, given: Given) -> Finding:
 def start_validator(given: Given) -> Look | str:
     if not given.settings.validator:
         return "no checks.validator is set"
-    check = _imported(given.settings.validator)
+    check = imported("checks.validator", given.settings.validator, "(prompt, answer)")
 
     def look(row: Conversation) -> Note | None:
         if not (answers := answers_of(row)):
@@ -182,22 +180,6 @@ def start_validator(given: Given) -> Look | str:
         return Note(str(wrong), 1.0, "wrong") if wrong is not None else None
 
     return look
-
-
-def _imported(path: str) -> Callable[[str, str], str | None]:
-    """The user's function. The folder in which the command runs is searched first."""
-    where, (name, _, function) = f"checks.validator: {path}", path.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(importlib.import_module(name), function)
-    except Exception as error:  # an import runs the user's code, which may raise anything
-        raise ConfigError(
-            f"it cannot be imported: {error}", where=where, next_step="write module:function, and run from the folder of module.py"
-        ) from None
-    if not callable(found):
-        raise ConfigError("it is no function", where=where, next_step="write module:function, a function of (prompt, answer)")
-    return found  # type: ignore[no-any-return]
 
 
 def conclude_validator(noted: Noted, given: Given) -> Finding:

@@ -1,14 +1,12 @@
 """Insults, threats and obscenities: by a short list of phrases, and by a classifier of your own where you name one."""
 
-import importlib
-import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib.resources import files
 
 from luthier.data.quality.check import WORST, Concern, Finding, Given
+from luthier.data.quality.imported import imported
 from luthier.data.quality.words import of_rows
 from luthier.errors import ConfigError
 from luthier.records import Conversation, Source
@@ -19,7 +17,7 @@ _BATCH = 256  # texts that a classifier gets at once
 def toxicity(rows: Iterable[Conversation], given: Given) -> Finding:
     """Rows with an insulting, threatening or obscene turn. The classifier sees what the list does not find."""
     path, threshold = given.settings.toxicity_classifier, given.settings.toxicity_threshold
-    score = _scorer(path) if path else None
+    score = imported("checks.toxicity_classifier", path, "a list of texts") if path else None
     found: dict[int, tuple[float, str]] = {}
     sources: list[Source] = []
     waiting: list[tuple[int, str]] = []
@@ -54,21 +52,6 @@ def _phrases() -> re.Pattern[str]:
 
 
 Scorer = Callable[[list[str]], Sequence[float]]
-
-
-def _scorer(path: str) -> Scorer:
-    """The user's function. The folder in which the command runs is searched first."""
-    where, (name, _, function) = f"checks.toxicity_classifier: {path}", path.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(importlib.import_module(name), function)
-    except Exception as error:  # an import runs the user's code, which may raise anything
-        next_step = "write module:function, and run from the folder of module.py"
-        raise ConfigError(f"it cannot be imported: {error}", where=where, next_step=next_step) from None
-    if not callable(found):
-        raise ConfigError("it is no function", where=where, next_step="write module:function, a function of a list of texts")
-    return found  # type: ignore[no-any-return]
 
 
 def _judged(waiting: list[tuple[int, str]], score: Scorer, threshold: float, path: str) -> dict[int, tuple[float, str]]:
