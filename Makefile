@@ -2,7 +2,9 @@
 # make test        installs likewise, then every check and every test that is not slow
 # make check       ruff, mypy, import-linter and the size ratchet
 # make test-slow   the tests marked slow
+# make test-cuda   what needs an NVIDIA GPU (skipped without one)
 # make test-nightly  the tests marked nightly: large files, servers that do not answer
+# make bench       Luthier beside its peers (docs/performance.md): about an hour; the peers' environments are made below ~/.cache once
 # make clean       removes .venv and every cache of the tools
 #
 # PYTHON=python3.12           which Python makes .venv (3.11 or newer)
@@ -17,7 +19,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 # macOS has no timeout unless coreutils is there.
 TIMEOUT := $(shell command -v timeout || command -v gtimeout)
 
-.PHONY: demo install test check test-slow test-nightly clean
+.PHONY: demo install test check test-slow test-cuda test-nightly bench clean
 
 demo: $(STAMP)
 	$(VENV)/bin/luthier demo
@@ -47,8 +49,16 @@ check: $(STAMP)
 test-slow: $(STAMP)
 	$(if $(TIMEOUT),$(TIMEOUT) 2400) $(RUN) -m pytest -m slow --durations=10 || test $$? -eq 5
 
+test-cuda: $(STAMP)
+	$(RUN) -m pytest -m cuda
+
 test-nightly: $(STAMP)
 	$(RUN) -m pytest -m nightly --durations=10
+
+bench: $(STAMP)
+	$(RUN) benchmarks/engine.py
+	$(RUN) benchmarks/engine.py --method full
+	$(RUN) benchmarks/engine.py scaling
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -92,6 +92,7 @@ class UpdateLoss:
     logical_tokens: int  # what the rows hold
     executed_tokens: int  # what was run: fewer where a prefix was shared or a tail was left out
     trained_tokens: int
+    row_losses: list[float] | None = None  # where asked for: the mean loss of each example, in the order given
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +175,13 @@ class Machine:
     memory_bytes: int
     bf16_gflops: float
     fp32_gflops: float
+    fp16_gflops: float = 0.0  # 0: not measured, because this machine has bf16
+    attention: str = ""  # the fastest attention for packed documents on a GPU; "": not measured, because this is none
 
     @property
     def faster_precision(self) -> str:
+        if self.fp16_gflops > 1.2 * max(self.bf16_gflops, self.fp32_gflops):
+            return "fp16"
         return "bf16" if self.bf16_gflops > 1.2 * self.fp32_gflops else "fp32"
 
 

@@ -3,16 +3,17 @@
 import dataclasses
 import datetime
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from luthier import files
 from luthier.errors import RunError
-from luthier.records import Metric, Parity, Sample, Scorecard, Source, StepReport
+from luthier.records import Metric, Parity, Sample, Scorecard, Source, StepReport, TokenizedExample
 
 SCHEMA = 1
 # A run needs its adapter, its checkpoints and perhaps a merged model; less than this is not worth starting.
@@ -58,6 +59,10 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def rows(self) -> Path:
+        return self.path / "rows.jsonl"
+
+    @property
     def log(self) -> Path:
         return self.path / "log.txt"
 
@@ -68,6 +73,16 @@ class RunFolder:
     @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def model(self) -> Path:
+        """What a run leaves that trained every weight: a whole model, as Transformers reads it."""
+        return self.path / "model"
+
+    @property
+    def trained(self) -> Path:
+        """What the training left, which an ended run has: the model or the adapter."""
+        return self.model if self.model.is_dir() else self.adapter
 
     @property
     def scorecard(self) -> Path:
@@ -97,6 +112,14 @@ class RunFolder:
     def add_step(self, report: StepReport) -> None:
         files.append_line(self.metrics, json.dumps({"kind": "train", **dataclasses.asdict(report)}))
 
+    def add_rows(self, step: int, examples: Sequence[TokenizedExample], losses: Sequence[float]) -> None:
+        """A line for each row of an update, with its mean loss over its trained tokens in nats; null where that is not finite."""
+        rows = [
+            {"source": str(example.source), "loss": loss if math.isfinite(loss) else None, "trained_tokens": example.trained_tokens, "step": step}
+            for example, loss in zip(examples, losses, strict=True)
+        ]
+        files.append_line(self.rows, "\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+
     def add_skipped(self, step: int, rows: list[Source]) -> None:
         """An update whose loss or gradient was not finite, with the rows that were in it."""
         files.append_line(self.metrics, json.dumps({"kind": "skipped", "step": step, "rows": [str(row) for row in rows]}))
@@ -110,9 +133,10 @@ class RunFolder:
         return [row for row in _whole_rows(self.metrics) if row["kind"] == kind]
 
     def forget_after(self, step: int) -> None:
-        """Drop the metrics of updates after `step`: a resumed run writes them again."""
-        rows = [row for row in _whole_rows(self.metrics) if row["step"] <= step]
-        files.write_lines(self.metrics, rows)
+        """Drop the metrics and the rows' losses of updates after `step`: a resumed run writes them again."""
+        for path in (self.metrics, self.rows):
+            if path.exists() or path == self.metrics:
+                files.write_lines(path, (row for row in _whole_rows(path) if row["step"] <= step))
 
     def write_scorecard(self, scorecard: Scorecard) -> None:
         files.write_json(self.scorecard, {"schema": SCHEMA, **dataclasses.asdict(scorecard)})

@@ -62,6 +62,9 @@ WRONG_CALLS = [
     ["data", "clean", "rows.jsonl", "--to", "out.csv"],
     ["data", "check", "luthier.yaml", "--model", "other"],
     ["chat", "last", "--base", "--compare"],
+    ["chat", "last", "--top-p", "0.9"],
+    ["chat", "last", "--seed", "3"],
+    ["chat", "last", "--temperature", "-1"],
     ["export", "last", "--to", "stone"],
     ["export", "last", "--precision", "int3"],
     ["export", "last", "--to", "adapter", "--precision", "fp16"],
@@ -100,7 +103,11 @@ def test_a_run_from_the_first_line_to_its_removal(call: Any, settings_file: Path
     assert (ended.code, "this run has ended" in ended.problem) == (2, True)
     adapter = call("export", run, "--to", "adapter", "--json")
     assert (adapter.code, adapter.json["passed"]) == (0, True)
-    assert call("chat", run, "--prompt", "7 Pierce Rd ->", "--max-new-tokens", "3").code == 0
+    asked = ["chat", run, "--prompt", "7 Pierce Rd ->", "--max-new-tokens", "6"]
+    said, drawn, other = call(*asked), call(*asked, "--temperature", "5"), call(*asked, "--temperature", "5", "--seed", "1")
+    assert (said.code, drawn.code, len({said.out, drawn.out, other.out})) == (0, 0, 3)
+    assert call(*asked, "--temperature", "5").out == drawn.out
+    assert call(*asked, "--stop", said.out.strip()[-2:]).out.strip() == said.out.strip().partition(said.out.strip()[-2:])[0].strip()
     assert call("eval", run, "--data", "rows.jsonl", "--json").json["models"]["tuned"]["exact_match"]["n"] == 6
 
     assert call("runs", "rm", "last", "--yes").out == f"deleted runs/{run.name}\n"

@@ -100,6 +100,8 @@ def test_a_batch_that_is_no_number_is_refused(refuse: Any, value: str) -> None:
         ("fp16: false", "auto"),
         ("fp16: false, bf16: false", "fp32"),
         ("bf16: true, fp16: false", "bf16"),
+        ("fp16: true", "fp16"),
+        ("bf16: false, fp16: true", "fp16"),
     ],
 )
 def test_the_number_format_is_the_one_that_transformers_would_take(load: Any, block: str, precision: str) -> None:
@@ -108,11 +110,10 @@ def test_the_number_format_is_the_one_that_transformers_would_take(load: Any, bl
 
 ABSENT = {
     # written                               the nearest
-    "gradient_checkpointing: true": "training.micro_batch_tokens: 1024",
     "load_best_model_at_end: true": "evaluation.every_steps: 50",
     "metric_for_best_model: eval_loss": "evaluation.every_steps: 50",
-    "fp16: true": "training.precision: bf16",
-    "optim: paged_adamw_32bit": "training.optim: adamw_torch",
+    "optim: adafactor": "training.optim: adamw",
+    "optim: paged_adamw_8bit": "training.optim: adamw_8bit",
     "deepspeed: ds_config.json": "training.micro_batch_tokens: 1024",
     "hub_model_id: me/mine": "luthier export RUN",
     "push_to_hub: true": "luthier export RUN",
@@ -146,12 +147,23 @@ def test_a_tracker_is_refused_wherever_it_is_written(refuse: Any) -> None:
 
 @pytest.mark.parametrize(
     "block",
-    ["gradient_checkpointing: false", "load_best_model_at_end: false", "push_to_hub: false", "label_smoothing_factor: 0.0", "deepspeed: null"],
+    ["optim: adamw_torch", "load_best_model_at_end: false", "push_to_hub: false", "label_smoothing_factor: 0.0", "deepspeed: null"],
 )
 def test_what_is_switched_off_needs_no_word(load: Any, block: str) -> None:
     config = load(f"training: {{{block}}}\n")
     assert config.notes == []
     assert config.settings == load().settings
+
+
+@pytest.mark.parametrize(("written", "read"), [("true", "full"), ("false", "off"), ("selective", "selective"), ("auto", "auto")])
+def test_gradient_checkpointing_is_a_switch_in_transformers_and_has_more_places_here(load: Any, written: str, read: str) -> None:
+    assert load(f"training: {{gradient_checkpointing: {written}}}\n").settings.training.gradient_checkpointing == read
+
+
+@pytest.mark.parametrize(("written", "read"), [("adamw_torch_fused", "adamw"), ("adamw_bnb_8bit", "adamw_8bit"), ("adamw_8bit", "adamw_8bit")])
+def test_optimizers_are_known_by_the_names_of_transformers(load: Any, written: str, read: str) -> None:
+    config = load(f"training: {{optim: {written}}}\n")
+    assert (config.settings.training.optim, config.notes) == (read, [])
 
 
 @pytest.mark.parametrize("value", ["no", "off", "'true'", "1"])

@@ -155,3 +155,20 @@ def test_a_folder_that_is_no_adapter_is_named(tiny_model: Path, tmp_path: Path):
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(ModelError, match="other formats are not loaded"):
         adapters.load_adapter(base(tiny_model), tmp_path / "adapter", trainable=False)
+
+
+def test_names_that_peft_takes_for_fused_experts_are_refused_and_left_out_of_all_linear(tmp_path: Path):
+    from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
+
+    def model() -> Any:
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 200}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "n_routed_experts": 4}
+        return DeepseekV2ForCausalLM(DeepseekV2Config(**sizes, **heads))
+
+    with pytest.raises(ConfigError, match=r"gate_proj, up_proj: PEFT would take the experts"):
+        adapters.add_lora(model(), 4, 8.0, 0.0, ["q_a_proj", "gate_proj", "up_proj"], False, 0)
+    adapted = adapters.add_lora(model(), 4, 8.0, 0.0, "all-linear", False, 0)
+    assert not [name for name, weight in adapted.named_parameters() if weight.requires_grad and ".mlp." in name]
+    adapters.save_adapter(adapted, tmp_path / "adapter", "tiny")
+    loaded = adapters.load_adapter(model(), tmp_path / "adapter", trainable=False)
+    assert {name for name, _ in loaded.named_parameters() if "lora_" in name} == {name for name, _ in adapted.named_parameters() if "lora_" in name}

@@ -79,3 +79,11 @@ def test_a_cut_tokenizer_is_a_model_error(folder: Path):
     path.write_text(path.read_text()[:500])
     with pytest.raises(ModelError, match="mine: the tokenizer cannot be loaded"):
         load.load_tokenizer(folder)
+
+
+def test_a_model_that_sdpa_would_be_wrong_for_keeps_its_own_attention(tiny_model: Path, tmp_path: Path):
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    config = Gemma2Config(vocab_size=500, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path / "gemma2")
+    assert load.load_model(tmp_path / "gemma2", "fp32", "cpu").config._attn_implementation == "eager"

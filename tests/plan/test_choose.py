@@ -8,6 +8,7 @@ import pytest
 from luthier.config.settings import Settings
 from luthier.errors import ConfigError
 from luthier.plan.choose import DataShape, resolve
+from luthier.records import Machine
 
 
 def settings(**sections):
@@ -23,10 +24,13 @@ def every_value(tree):
 
 
 def test_nothing_that_a_plan_can_fill_stays_auto_and_each_choice_has_a_reason(smollm2, laptop, addresses):
-    plan = resolve(settings(data={"format": "messages"}, device="cpu", template="chatml"), smollm2, laptop, addresses)
+    plan = resolve(
+        settings(data={"format": "messages"}, device="cpu", template="chatml", training={"attn_implementation": "sdpa"}), smollm2, laptop, addresses
+    )
     assert "auto" not in every_value(plan.settings.model_dump())
     names = [choice.name for choice in plan.resolved]
-    assert names == ["data.max_length", "training.batch_size", "training.learning_rate", "training.precision", "evaluation.max_new_tokens"]
+    filled = ["batch_size", "learning_rate", "precision", "gradient_checkpointing", "compile"]
+    assert sorted(names) == sorted(["data.max_length", "evaluation.max_new_tokens", *(f"training.{name}" for name in filled)])
     assert all(choice.why for choice in plan.resolved)
 
 
@@ -46,6 +50,40 @@ def test_what_was_given_is_kept_and_not_called_resolved(smollm2, laptop, address
 def test_the_rate_falls_with_the_model(parameters, rate, llama3_8b, laptop, addresses):
     plan = resolve(settings(), replace(llama3_8b, parameters=int(parameters)), laptop, addresses)
     assert plan.settings.training.learning_rate == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(("parameters", "rate"), [(135e6, 1e-4), (7e9, 2e-5), (8e9, 2e-5), (70e9, 5e-6)])
+def test_the_rate_of_full_training_is_a_tenth(parameters, rate, llama3_8b, laptop, addresses):
+    plan = resolve(settings(method="full"), replace(llama3_8b, parameters=int(parameters)), laptop, addresses)
+    assert plan.settings.training.learning_rate == pytest.approx(rate)
+
+
+def test_activations_are_computed_again_only_where_nothing_cheaper_makes_the_run_fit(llama3_8b, laptop):
+    long_rows = DataShape(1000, 1_000_000, 500_000, 4000, 0, 500)
+    given = settings(training={"micro_batch_tokens": 8192, "precision": "bf16"}, data={"max_length": 8192})
+    chosen = {}
+    for gigabytes in (100, 60, 45, 26, 20):
+        plan = resolve(given, llama3_8b, replace(laptop, memory_bytes=gigabytes * 10**9), long_rows)
+        chosen[gigabytes] = (plan.settings.training.gradient_checkpointing, plan.fits, plan.saved_bytes > 0)
+    assert chosen[100] == ("off", True, False)
+    assert chosen[60] == ("off", False, False), "smaller micro-batches are the next step"
+    assert chosen[45] == ("selective", True, True)
+    assert chosen[26] == ("full", True, True)
+    assert chosen[20][1] is False
+
+
+def test_full_training_that_does_not_fit_is_told_what_would(llama3_8b, laptop, addresses):
+    plan = resolve(settings(method="full", training={"precision": "bf16"}), llama3_8b, replace(laptop, memory_bytes=120 * 10**9), addresses)
+    assert plan.next_step.startswith("training.optim: adamw_8bit, ")
+    plan = resolve(settings(method="full", training={"precision": "bf16"}), llama3_8b, replace(laptop, memory_bytes=40 * 10**9), addresses)
+    assert plan.next_step.startswith("method: lora, ")
+
+
+def test_fp16_is_chosen_where_it_was_measured_to_be_faster(smollm2, addresses):
+    old_gpu = Machine("cuda", "an old GPU", 4, 16 * 10**9, 4_000.0, 8_000.0, 50_000.0)
+    plan = resolve(settings(), smollm2, old_gpu, addresses)
+    assert plan.settings.training.precision == "fp16"
+    assert "50,000 in fp16" in next(choice.why for choice in plan.resolved if choice.name == "training.precision")
 
 
 @pytest.mark.parametrize(

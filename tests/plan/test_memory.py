@@ -45,8 +45,29 @@ def test_fp32_needs_twice_the_weights_of_bf16(llama3_8b):
     assert cost["fp32"]["activations"] > 1.5 * cost["bf16"]["activations"]
 
 
+def test_every_weight_trained_needs_its_master_gradient_and_moments(smollm2):
+    def beyond_weights(precision, optim="adamw"):
+        cost = memory.full_run_bytes(smollm2, precision, 1000, 110, 0, optim=optim)["gradients and optimizer"]
+        return (cost - (4 + memory.PRECISION_BYTES[precision]) * 49152 * 576) / smollm2.parameters
+
+    assert beyond_weights("bf16") == pytest.approx(16)
+    assert beyond_weights("fp32") == pytest.approx(12)
+    assert beyond_weights("bf16", "adamw_8bit") == pytest.approx(10, abs=0.05)
+
+
+def test_the_more_is_computed_again_the_less_is_kept(llama3_8b):
+    kept = [memory.activation_bytes_per_token(llama3_8b, 2, mode) for mode in ("off", "selective", "full")]
+    assert kept[0] > 2 * kept[1] > 4 * kept[2]
+
+
 def test_trained_tables_are_counted_once_where_they_are_tied(smollm2, llama3_8b):
     assert memory.table_parameters(smollm2, False, 0) == 0
     assert memory.table_parameters(smollm2, True, 2) == 49152 * 576
     assert memory.table_parameters(smollm2, False, 2) == 2 * 576
     assert memory.table_parameters(llama3_8b, True, 0) == 2 * 128256 * 4096
+
+
+def test_a_base_in_8_bits_keeps_two_more_bytes_of_each_weight(llama3_8b):
+    plain, rounded = (memory.lora_run_bytes(llama3_8b, 1, "bf16", 1000, 110, 0, frozen_base=kind) for kind in ("bf16", "fp8"))
+    assert rounded["weights"] == 2 * plain["weights"]
+    assert rounded["adapter and optimizer"] == plain["adapter and optimizer"]

@@ -25,3 +25,11 @@ def test_a_shared_prefix_runs_once_an_update():
     assert time.executed_tokens(row_tokens=1000, rows=10, updates=5, prefix_tokens=40) == 1000 - 5 * 40
     assert time.executed_tokens(row_tokens=1000, rows=10, updates=5, prefix_tokens=0) == 1000
     assert time.executed_tokens(row_tokens=1000, rows=10, updates=10, prefix_tokens=40) == 1000
+
+
+def test_full_training_costs_six_operations_a_weight_and_checkpointing_up_to_two_more(smollm2):
+    body = time.body_parameters(smollm2)
+    assert time.full_flops(smollm2, executed=1, trained_tokens=0, visible_tokens=0.0) == 6 * body
+    extra = [time.recomputed_flops(smollm2, mode, 1, 0.0) for mode in ("off", "selective", "full")]
+    assert extra[0] == 0
+    assert 0.4 * body < extra[1] < extra[2] == 2 * body

@@ -12,6 +12,7 @@ from luthier.data.tokenize import prompt_ids
 from luthier.engine import opening
 from luthier.errors import CallError, RunError
 from luthier.export import merged
+from luthier.models import save
 from luthier.recipes import evaluation, handover, sft
 from luthier.reporting import Silent
 from luthier.run_folder import RunFolder
@@ -117,7 +118,7 @@ def test_an_export_that_breaks_off_leaves_nothing(copied: RunFolder, tmp_path: P
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(merged, "_readable_by_older_releases", stopped)
+    monkeypatch.setattr(save, "_readable_by_older_releases", stopped)
     with pytest.raises(KeyboardInterrupt):
         handover.export(copied, "merged", folder=tmp_path / "out" / "merged")
     assert list((tmp_path / "out").iterdir()) == []
@@ -131,7 +132,7 @@ def test_an_export_that_breaks_off_keeps_the_earlier_one(copied: RunFolder, monk
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(merged, "_readable_by_older_releases", stopped)
+    monkeypatch.setattr(save, "_readable_by_older_releases", stopped)
     with pytest.raises(KeyboardInterrupt):
         handover.export(copied, "merged")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

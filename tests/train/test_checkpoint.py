@@ -151,3 +151,17 @@ def test_a_run_does_not_go_on_with_other_rows_seed_or_precision(change: dict[str
     with pytest.raises(RunError, match=said):
         checkpoint.check_same_run(PLACE, dataclasses.replace(PLACE, **change), Path("run"))  # type: ignore[arg-type]
     checkpoint.check_same_run(PLACE, at(7), Path("run"))
+
+
+def test_the_masters_and_the_loss_scale_of_an_fp16_model_come_back(examples: list[TokenizedExample], run: RunFolder, tiny_model: Path) -> None:
+    engine, other = (Engine.open(str(tiny_model), full=True, precision="fp16") for _ in range(2))
+    train(engine, examples, 2)
+    assert engine.loss_scale is not None
+    engine.loss_scale.value, engine.loss_scale.good_steps = 512.0, 7
+    checkpoint.load(checkpoint.save(run, engine, PLACE, keep=2), other)
+    assert other.loss_scale == engine.loss_scale
+    for name, master in engine.masters.weights.items():
+        assert master.dtype == torch.float32
+        assert torch.equal(master, other.masters.weights[name])
+        assert torch.equal(engine.model.get_parameter(name), other.model.get_parameter(name))
+    assert train(engine, examples, 2) == train(other, examples, 2)

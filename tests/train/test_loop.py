@@ -56,7 +56,7 @@ def test_nothing_of_an_update_that_is_not_finite_is_kept(engine: Engine, example
     before = [parameter.detach().clone() for parameter in engine.trained_parameters]
     honest = engine.forward_backward
 
-    def exploding(rows: list[TokenizedExample]) -> object:
+    def exploding(rows: list[TokenizedExample], *, row_losses: bool) -> object:
         measured = honest(rows)
         next(parameter for parameter in engine.trained_parameters if parameter.grad is not None).grad.fill_(float("inf"))  # type: ignore[union-attr]
         return measured
@@ -75,7 +75,7 @@ def test_one_update_that_is_not_finite_is_skipped_and_named(
     calls: list[list[TokenizedExample]] = []
     weights: list[torch.Tensor] = []
 
-    def sometimes_bad(rows: list[TokenizedExample]) -> UpdateLoss:
+    def sometimes_bad(rows: list[TokenizedExample], *, row_losses: bool) -> UpdateLoss:
         calls.append(rows)
         measured = honest(rows)
         weights.append(engine.trained_parameters[0].detach().clone())

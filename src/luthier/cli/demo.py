@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from luthier.cli.loading import heavy_imports
 from luthier.cli.terminal import Terminal, print_json, short
 from luthier.errors import LuthierError
 
@@ -23,7 +24,8 @@ def demo(
     Example: luthier demo
     """
     terminal = Terminal(quiet=as_json)
-    from luthier.recipes import demo as recipe
+    with heavy_imports():
+        from luthier.recipes import demo as recipe
 
     outcome = recipe.demo(terminal, output_dir=output_dir, max_steps=max_steps, rows=rows)
     run = outcome.run

@@ -72,7 +72,7 @@ def _summary(run: RunFolder) -> dict[str, object]:
     return {
         "name": run.name,
         "path": str(run.path),
-        "state": "finished" if run.adapter.is_dir() else "not finished",
+        "state": "finished" if run.trained.is_dir() else "not finished",
         "steps": steps[-1]["step"] if steps else 0,
         "loss": round(steps[-1]["loss"], 4) if steps else None,
         "megabytes": round(files.folder_bytes(run.path) / 1e6, 1),

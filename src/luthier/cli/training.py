@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from luthier import run_folder
+from luthier.cli.loading import heavy_imports
 from luthier.cli.terminal import Terminal, harmless, print_json
 from luthier.errors import CallError, LuthierError
 
@@ -65,15 +66,16 @@ def train(
     from luthier.config.load import load_config
 
     stopped = run_folder.open_run(resume) if resume else None
-    if stopped and stopped.adapter.is_dir():
+    if stopped and stopped.trained.is_dir():
         raise CallError("this run has ended", where=str(stopped.path), next_step="for more epochs or rows, start a run with init_from: this one")
     loaded = load_config(stopped.config if stopped else Path(str(config)), overrides)
     terminal = Terminal(quiet=as_json)
-    from luthier.recipes import sft
+    with heavy_imports():
+        from luthier.recipes import sft
 
     run = sft.fit(loaded, terminal, resume=stopped)
     if as_json:
-        print_json({"run": str(run.path), "adapter": str(run.adapter), "report": str(run.report)})
+        print_json({"run": str(run.path), run.trained.name: str(run.trained), "report": str(run.report)})
         return
     terminal.say(f"run: {run.path}\nNext: luthier eval {run.path}   luthier chat {run.path}   luthier export {run.path}")
 
@@ -89,7 +91,8 @@ def evaluate(
     """
     folder = run_folder.open_run(run)
     terminal = Terminal(quiet=as_json)
-    from luthier.recipes import evaluation
+    with heavy_imports():
+        from luthier.recipes import evaluation
 
     scorecard = evaluation.evaluate(folder, terminal, data=data)
     if as_json:
@@ -106,6 +109,10 @@ def chat(
     compare: Annotated[bool, typer.Option("--compare", help="Answers of both.")] = False,
     system: Annotated[str | None, typer.Option(help="Another system message than the one it was trained with.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0: the likeliest word each time; 1: drawn as the model would.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Draw among the likeliest words that have this share together.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Every draw comes from this number.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends an answer; may be given several times.")] = None,
 ) -> None:
     """Talk to the tuned model, its base, or both.
 
@@ -113,12 +120,17 @@ def chat(
     """
     if base and compare:
         raise CallError("--base and --compare ask for different things", where="luthier chat", next_step="leave one of the two out")
+    if temperature == 0 and (top_p < 1 or seed):
+        raise CallError("--top-p and --seed do nothing without --temperature", where="luthier chat", next_step="--temperature 1, or leave them out")
     folder = run_folder.open_run(run)
     terminal = Terminal(quiet=prompt is not None)
-    from luthier.recipes import conversation
+    with heavy_imports():
+        from luthier.engine.sampling import Sampling
+        from luthier.recipes import conversation
 
+    sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
     voices = ["base", "tuned"] if compare else ["base" if base else "tuned"]
-    talk = conversation.open_talk(folder, terminal, system=system, max_new_tokens=max_new_tokens)
+    talk = conversation.open_talk(folder, terminal, system=system, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or ())
     if prompt is not None:
         _answer(talk, prompt, voices)
         return
@@ -159,7 +171,8 @@ def export(
         raise CallError("--precision has no effect on an adapter", where="luthier export", next_step="leave it out, or choose --to merged")
     source = run_folder.open_run(run)
     terminal = Terminal(quiet=as_json)
-    from luthier.recipes import handover
+    with heavy_imports():
+        from luthier.recipes import handover
 
     path, parity = handover.export(source, to.value, terminal, folder=folder, precision=(precision or Precision.bf16).value)
     if as_json:

@@ -165,6 +165,8 @@ def _understand(tree: dict[str, Any], places: dict[str, str], notes: list[str]) 
         return tree
     _check_evaluation_steps(training, places)
     _multiply_batch(training, places, notes)
+    if training.get("fp16") is True and training.get("bf16") is False:
+        del training["bf16"], places["training.bf16"]  # by itself it asks for fp32
     for name in [name for name in training if name in names.MOVES]:
         _move(tree, training, name, places, notes)
     return tree

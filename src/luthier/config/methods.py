@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One way to fine-tune. `block` is the section of settings it reads."""
+    """One way to fine-tune. `block` is the section of settings that it alone reads, "" where there is none."""
 
     name: str
     block: str
@@ -15,5 +15,6 @@ class Method:
 METHODS = {
     # name          block    what it trains
     "lora": Method("lora", "lora", "low-rank adapters beside the frozen linear layers"),
+    "full": Method("full", "", "every weight of the model"),
 }
 BLOCKS = {"lora"}

@@ -28,13 +28,21 @@ def _precision(name: str) -> Callable[[Any], Any]:
     def read(value: Any) -> Any:
         if not isinstance(value, bool):
             raise Unusable(f"{value!r} is neither true nor false")
-        if name == "bf16":
-            return "bf16" if value else "fp32"
         if value:
-            raise Unusable("fp16 training does not exist here; nearest: training.precision: bf16")
-        return None
+            return name
+        return "fp32" if name == "bf16" else None
 
     return read
+
+
+def _recomputed(value: Any) -> Any:
+    return {True: "full", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
+def _optimizer(value: Any) -> Any:
+    if value not in OPTIMIZERS:
+        raise Unusable(f"the optimizer here is AdamW; nearest: training.optim: {'adamw_8bit' if '8bit' in str(value) else 'adamw'}")
+    return OPTIMIZERS[value]
 
 
 def _only(allowed: tuple[Any, ...], nearest: str) -> Callable[[Any], Any]:
@@ -64,7 +72,16 @@ def _strategy_of_evaluation(value: Any) -> Any:
     raise Unusable("evaluation is timed in updates; nearest: evaluation.every_steps: 50")
 
 
-ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_hf")
+OPTIMIZERS = {
+    # Transformers' name    ours
+    "adamw": "adamw",
+    "adamw_torch": "adamw",
+    "adamw_torch_fused": "adamw",
+    "adamw_hf": "adamw",
+    "adamw_8bit": "adamw_8bit",
+    "adamw_bnb_8bit": "adamw_8bit",
+    "adamw_torch_8bit": "adamw_8bit",
+}
 HELD_OUT_LOSS = "evaluation.every_steps: 50 shows the held-out loss as it falls"
 PUSH = "a training run sends nothing anywhere; nearest: luthier export RUN, then hf upload"
 
@@ -78,7 +95,7 @@ MOVES = {
     "bf16": Move("training.precision", _precision("bf16")),
     "fp16": Move("training.precision", _precision("fp16")),
     "save_limit": Move("training.save_total_limit"),
-    "optim": Move("", _only(ADAMW, "the optimizer here is AdamW; nearest: training.optim: adamw_torch")),
+    "optim": Move("training.optim", _optimizer),
     "eval_steps": Move("evaluation.every_steps"),
     "eval_strategy": Move("", _strategy_of_evaluation),
     "evaluation_strategy": Move("", _strategy_of_evaluation),
@@ -88,7 +105,7 @@ MOVES = {
     "group_by_length": Move("", _only((True, False), "the engine never pads, so rows need no grouping; leave it out")),
     "packing": Move("", _only((True, False), "the engine never pads and never lets rows see each other; leave it out")),
     "remove_unused_columns": Move("", _only((True, False), "columns are read by data.format; leave it out")),
-    "gradient_checkpointing": Move("", _only((False,), "recomputing activations does not exist here; nearest: training.micro_batch_tokens: 1024")),
+    "gradient_checkpointing": Move("training.gradient_checkpointing", _recomputed),
     "per_device_eval_batch_size": Move("", lambda _: None),
     "overwrite_output_dir": Move("", _only((False,), "a run never overwrites another: leave it out, each run makes its own folder")),
     "dataloader_num_workers": Move("", lambda _: None),

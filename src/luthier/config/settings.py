@@ -29,6 +29,9 @@ class LoraSettings(Section):
     target_modules: Text | Annotated[list[Text], Field(min_length=1)] = Field(
         "all-linear", description="layers that get an adapter: all-linear, or names ([q_proj, v_proj])"
     )
+    layers_to_transform: list[Annotated[int, Field(ge=0)]] = Field(
+        [], description="numbers of the layers that get an adapter, from 0; []: all (those below the lowest are frozen whole)"
+    )
     use_rslora: bool = Field(False, description="scale by lora_alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv:2312.03732)")
     modules_to_save: list[Text] = Field(
         [], description="tables trained and saved whole: [embed_tokens, lm_head], which another tokenizer needs; many times the adapter's size"
@@ -52,11 +55,40 @@ class TrainingSettings(Section):
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the second moment")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
-    precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto", description="number format of the frozen weights and the arithmetic; auto times both; trained weights are always fp32"
+    optim: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw", description="AdamW; adamw_8bit keeps its moments in 8 bits: 6 bytes less for each trained number, and slower on a CPU"
+    )
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto",
+        description="number format of the weights and the arithmetic; auto takes the fastest here (fp16 on GPUs without bf16 only); "
+        "what is trained is always kept in fp32 as well",
+    )
+    gradient_checkpointing: Literal["auto", "off", "selective", "full"] = Field(
+        "auto",
+        description="compute activations again in the backward pass: selective (norms and MLPs) or full (whole blocks) need less memory and "
+        "more time; auto: only where the run does not fit without; the result is the same",
     )
     share_prefixes: bool = Field(True, description="compute what rows of an update begin with once (exact; off: every row by itself)")
     micro_batch_tokens: int = Field(4096, ge=1, description="tokens that go through the model at once; changes speed and memory, not the result")
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="compile what stands between the matrix products (norms, gated activations) into single loops; "
+        "auto: where the run is predicted to be long enough to repay it; needs a C++ compiler, without one the run goes on as it is",
+    )
+    frozen_base: Literal["bf16", "fp8"] = Field(
+        "bf16",
+        description="fp8: products with the frozen weights below adapters in 8 bits; what that costs in loss is said at the start; "
+        "needs a GPU of compute capability 8.9 or newer, and memory for both forms of the weights",
+    )
+    attn_implementation: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field(
+        "auto", description="attention: auto is Luthier's own; another one runs the model plainly through Transformers, a row at a time"
+    )
+    cache_frozen_layers: bool = Field(
+        False,
+        description="keep what the layers below the lowest trained one give on disk, and do not run them again (exact); "
+        "pays where lora.layers_to_transform leaves many of them out",
+    )
+    rows_file: bool = Field(False, description="also write rows.jsonl: the mean loss of every row at every update")
     logging_steps: int = Field(10, ge=1, description="updates between two printed lines (metrics.jsonl has every update)")
     save_strategy: Literal["no", "steps", "epoch"] = Field("steps", description="when checkpoints are written")
     save_steps: int = Field(100, ge=1, description="updates between two checkpoints")
@@ -91,11 +123,11 @@ class Settings(Section):
     )
     tokenizer: TokenizerSettings = TokenizerSettings()
     checks: CheckSettings = CheckSettings()
-    method: str = Field("lora", description="how to fine-tune: lora")
+    method: str = Field("lora", description="how to fine-tune: lora (an adapter beside the frozen model) or full (all weights of the model)")
     lora: LoraSettings = LoraSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
-    init_from: Text | None = Field(None, description="a run whose adapter is the starting point (new rows or more epochs)")
+    init_from: Text | None = Field(None, description="a run whose adapter or model is the starting point (new rows or more epochs)")
     output_dir: Text = Field("runs", description="parent folder; each run makes its own folder in it")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
     report_to: list[str] = Field([], description="[]: there are no trackers in this version; metrics.jsonl is always written")

@@ -3,37 +3,52 @@
 Plain lists and numbers; no tensors.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 
 from luthier.plan.shape import common_prefix
 from luthier.records import TokenizedExample
 
-# Below this a shared prefix saves less than its own pass through the model costs.
+# A pass through the model by itself costs about as much as so many tokens more in another pass (2 cores; docs/experiments.md).
+PASS_TOKENS = 200
+# A part of a prefix below this, or that saves less, is not worth a place of its own.
 LEAST_SHARED_TOKENS = 8
-LEAST_SAVING = 1.1
+LEAST_SAVED_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The part of an example that runs: `inputs` after the shared prefix, up to the token before the last trained one.
+    """Tokens that run in one piece, after the prefix parts `path` (by their places).
 
     `targets[i]` is the token that input `rows[i]` has to predict; rows count from the document's own start.
+    `place` is its example's in the update; of a part of a prefix, which has no targets, its own among the parts.
+    `token_ids` is the whole row it is a part of.
     """
 
     inputs: list[int]
-    rows: list[int]
-    targets: list[int]
+    place: int
+    first_position: int = 0
+    path: tuple[int, ...] = ()
+    rows: list[int] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer update, laid out. Executed tokens = prefix + all inputs; logical tokens = what the examples hold."""
+    """One optimizer update, laid out. Executed tokens = prefixes + all inputs; logical tokens = what the examples hold.
 
-    prefix: list[int]
+    `passes` are the parts of shared prefixes that run together: a part comes after those on its path.
+    `sharing` says in words what was shared, or why nothing was.
+    """
+
+    passes: list[list[Document]]
     micro_batches: list[list[Document]]
     logical_tokens: int
     executed_tokens: int
     trained_tokens: int
+    sharing: str = ""
 
 
 def first_trained(example: TokenizedExample) -> int:
@@ -44,48 +59,115 @@ def last_trained(example: TokenizedExample) -> int:
     return len(example.trained) - 1 - example.trained[::-1].index(True)
 
 
-def shared_prefix(examples: list[TokenizedExample]) -> list[int]:
-    """The tokens that all examples of an update begin with, or none where sharing does not pay.
+class _Trie:
+    """The parts that examples of an update begin with, as a tree: which part stands below which, and which path each example has."""
 
-    The cut is at least one token before the first trained token of every example, so that no label falls on the seam.
-    """
-    if len(examples) < 2:
-        return []
-    length = min(common_prefix([example.token_ids for example in examples]), min(first_trained(example) for example in examples) - 1)
-    if length < LEAST_SHARED_TOKENS:
-        return []
-    executed = sum(last_trained(example) for example in examples)
-    saving = executed / (executed - length * (len(examples) - 1))
-    return examples[0].token_ids[:length] if saving >= LEAST_SAVING else []
+    def __init__(self, examples: list[TokenizedExample], depth: int) -> None:
+        self.depth = depth
+        self.token_ids = [example.token_ids for example in examples]
+        # The cut is at least one token before the first trained token, so that no label falls on the seam.
+        self.shareable = [example.token_ids[: max(0, first_trained(example) - 1)] for example in examples]
+        self.parts: list[Document] = []
+        self.path: list[tuple[int, ...]] = [()] * len(examples)
+        self.saved_tokens = 0
+        self._split(sorted(range(len(examples)), key=lambda place: self.shareable[place]), (), 0, 0)
+
+    def _split(self, members: list[int], path: tuple[int, ...], begun: int, seen: int) -> None:
+        """Find what `members` (in dictionary order) share after `begun` tokens; they are known to agree on the first `seen`."""
+        if len(members) < 2:
+            self._settle(members, path)
+            return
+        common = common_prefix([self.shareable[member] for member in members])
+        own = common - begun
+        if len(path) < self.depth and own >= LEAST_SHARED_TOKENS and own * (len(members) - 1) >= LEAST_SAVED_TOKENS:
+            row = self.token_ids[members[0]]
+            self.parts.append(Document(row[begun:common], len(self.parts), begun, path, token_ids=row))
+            self.saved_tokens += own * (len(members) - 1)
+            path, begun = (*path, len(self.parts) - 1), common
+        for token, branch in groupby(members, key=lambda member: self._token(member, common)):
+            if token is None:
+                self._settle(list(branch), path)
+            else:
+                self._split(list(branch), path, begun, common)
+
+    def _token(self, member: int, place: int) -> int | None:
+        tokens = self.shareable[member]
+        return tokens[place] if place < len(tokens) else None
+
+    @property
+    def gain(self) -> int:
+        return self.saved_tokens - PASS_TOKENS * len(self.levels)
+
+    def _settle(self, members: list[int], path: tuple[int, ...]) -> None:
+        for member in members:
+            self.path[member] = path
+
+    @property
+    def levels(self) -> list[list[Document]]:
+        """The parts by depth, those of one parent together, short ones first."""
+        parts = sorted(self.parts, key=lambda part: (len(part.path), part.path, len(part.inputs)))
+        return [list(level) for _, level in groupby(parts, key=lambda part: len(part.path))]
 
 
-def document(example: TokenizedExample, prefix_tokens: int) -> Document:
-    """The part of `example` after the prefix. Tokens from the last trained one on are not run: nothing is predicted after it."""
+def document(example: TokenizedExample, place: int, path: tuple[int, ...], prefix_tokens: int) -> Document:
+    """The part of `example` after its prefix. Tokens from the last trained one on are not run: nothing is predicted after it."""
     end = last_trained(example)
     predicted = [index for index in range(1, end + 1) if example.trained[index]]
     return Document(
         inputs=example.token_ids[prefix_tokens:end],
+        place=place,
+        first_position=prefix_tokens,
+        path=path,
         rows=[index - 1 - prefix_tokens for index in predicted],
         targets=[example.token_ids[index] for index in predicted],
+        token_ids=example.token_ids,
     )
 
 
 def lay_out(examples: list[TokenizedExample], *, micro_batch_tokens: int, share_prefixes: bool) -> Step:
     """Lay one update out. Every example must have a trained token after its first one (data sees to it)."""
-    prefix = shared_prefix(examples) if share_prefixes else []
-    documents = sorted((document(example, len(prefix)) for example in examples), key=lambda one: len(one.inputs))
-    micro_batches: list[list[Document]] = []
-    room = 0
-    for one in documents:
-        if not micro_batches or len(one.inputs) > room:
-            micro_batches.append([])
-            room = micro_batch_tokens
-        micro_batches[-1].append(one)
-        room -= len(one.inputs)
+    trie = _best(examples) if share_prefixes else _Trie(examples, depth=0)
+    parts, paths = trie.parts, trie.path
+    documents = [
+        document(example, place, paths[place], sum(len(parts[part].inputs) for part in paths[place])) for place, example in enumerate(examples)
+    ]
+    documents.sort(key=lambda one: (one.path, len(one.inputs)))
     return Step(
-        prefix=prefix,
-        micro_batches=micro_batches,
+        passes=[pack for level in trie.levels for pack in packs(level, micro_batch_tokens)],
+        micro_batches=list(packs(documents, micro_batch_tokens)),
         logical_tokens=sum(len(example.token_ids) for example in examples),
-        executed_tokens=len(prefix) + sum(len(one.inputs) for one in documents),
+        executed_tokens=sum(len(one.inputs) for one in [*parts, *documents]),
         trained_tokens=sum(len(one.targets) for one in documents),
+        sharing=_sharing(share_prefixes, trie),
     )
+
+
+def packs(documents: Sequence[Document], tokens: int) -> Iterator[list[Document]]:
+    """Documents in runs of at most so many tokens; a longer document stands alone."""
+    pack: list[Document] = []
+    room = tokens
+    for one in documents:
+        if pack and len(one.inputs) > room:
+            yield pack
+            pack, room = [], tokens
+        pack.append(one)
+        room -= len(one.inputs)
+    if pack:
+        yield pack
+
+
+def _best(examples: list[TokenizedExample]) -> _Trie:
+    """The tree of the depth that saves most, with what its passes cost; that of depth 0 shares nothing."""
+    best = deeper = _Trie(examples, depth=0)
+    while len(deeper.levels) == deeper.depth:
+        deeper = _Trie(examples, deeper.depth + 1)
+        best = max(best, deeper, key=lambda trie: trie.gain)
+    return best
+
+
+def _sharing(asked: bool, trie: _Trie) -> str:
+    if not asked:
+        return "none, as asked"
+    if not trie.parts:
+        return "none that would pay"
+    return f"{len(trie.parts)} in {len(trie.levels)} levels, which save {trie.saved_tokens:,} tokens"

@@ -14,21 +14,29 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft import PeftModel
 
 from luthier.config.settings import LoraSettings
 from luthier.data import tokenize as tokens
 from luthier.data.formats.build import Built, How, build
-from luthier.engine import attention, generate, lora, reference, update
-from luthier.engine.batches import lay_out
+from luthier.engine import attention, elementwise, embedding, fp8, generate, hindrance, kernels, lora, optimizers, reference, update
+from luthier.engine.answers import Text, text_of
+from luthier.engine.batches import Step, lay_out
+from luthier.engine.draws import Draws
+from luthier.engine.head import head_of
+from luthier.engine.masters import Masters
+from luthier.engine.precision import loss_scale_of
 from luthier.engine.probe import best_device
+from luthier.engine.recompute import Mode, Recomputing
+from luthier.engine.sampling import GREEDY, Sampling
+from luthier.engine.transfer import Late
 from luthier.errors import DataError, LuthierError
 from luthier.files import make_folder
-from luthier.models import adapters, find, load
+from luthier.models import adapters, find, load, save
 from luthier.records import Rejected, Row, Source, TokenizedExample, Turn, UpdateLoss
 from luthier.reporting import Silent
 
-Precision = Literal["bf16", "fp32"]
+Precision = Literal["bf16", "fp16", "fp32"]
 # The plain twin and the fast path may differ by this much (relative, on the loss of one row) before the fast one is given up.
 CHECK_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 # Rows of one micro-batch when the held-out loss is measured; no gradients are kept, so there is room.
@@ -48,17 +56,31 @@ class Engine:
         micro_batch_tokens: int = 4096,
         adam: dict[str, Any] | None = None,
         max_grad_norm: float = 1.0,
+        attn_implementation: str = "auto",
+        optim: str = "adamw",
+        gradient_checkpointing: Mode = "off",
+        compile: bool = False,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.micro_batch_tokens, self.max_grad_norm = micro_batch_tokens, max_grad_norm
         # A shared prefix has one dropout mask for all rows, which is another estimator: beside dropout nothing is shared.
-        dropout = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
-        self.share_prefixes = share_prefixes and not dropout
+        self._drops = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+        self.share_prefixes = share_prefixes and not self._drops
+        self.sharing = ""  # what the rows of the last update shared, or why nothing
+        self.notes: list[str] = []  # what someone who reads the log should know about how this model runs
         self.plain_reason = ""  # why the fast path is not used; "" when it is
         self._adam_settings: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0} | (adam or {})
-        self._adam: torch.optim.AdamW | None = None
+        self.optim = optim
+        # Made when training begins: a model that only answers has no use for them.
+        self._masters: Masters | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
+        self.loss_scale = loss_scale_of(update.causal_model(model).dtype)
         self._give_back: Callable[[], None] = lambda: None
-        self._enter_fast_path()
+        self.plain_attention = attention.plain_name(update.causal_model(model).config._attn_implementation)
+        self.head, self.draws = head_of(update.causal_model(model)), Draws()
+        self._longest_exact = hindrance.longest_exact(model)
+        self._enter_fast_path(attn_implementation, compile)
+        self.recomputing = Recomputing(self.model, gradient_checkpointing)
 
     @classmethod
     def open(
@@ -67,11 +89,13 @@ class Engine:
         *,
         lora: dict[str, Any] | None = None,
         adapter: str | None = None,
+        full: bool = False,
         seed: int = 0,
         precision: Precision = "fp32",
         device: str = "auto",
     ) -> "Engine":
-        """Load a model by its catalog name, hub id or folder, with a new LoRA adapter (`lora`: PEFT's names) or a trained one."""
+        """Load a model by its catalog name, hub id or folder, with a new LoRA adapter (`lora`: PEFT's names) or a trained one,
+        or (`full`) with all of its own weights trained."""
         folder = find.find(model, Silent())
         tokenizer = load.load_tokenizer(folder)
         loaded = load.load_model(folder, precision, best_device() if device == "auto" else device)
@@ -79,6 +103,8 @@ class Engine:
             loaded = adapters.load_adapter(loaded, Path(adapter), trainable=True)
         elif lora is not None:
             loaded = adapters.add_lora(loaded, **(LoraSettings().model_dump() | lora), seed=seed)
+        else:
+            loaded.requires_grad_(full)
         return cls(loaded, tokenizer)
 
     def tokenize(self, rows: list[dict[str, Any]]) -> list[TokenizedExample]:
@@ -93,41 +119,101 @@ class Engine:
             raise DataError(result.detail, where=str(result.source), next_step="mend the row, or leave it out")
         return result.examples
 
-    def forward_backward(self, examples: list[TokenizedExample]) -> UpdateLoss:
-        """Loss and gradients of one update: one mean over all trained tokens of `examples`, however they are cut."""
-        step = lay_out(examples, micro_batch_tokens=self.micro_batch_tokens, share_prefixes=self.share_prefixes and not self.plain_reason)
+    def forward_backward(self, examples: list[TokenizedExample], *, row_losses: bool = False) -> UpdateLoss:
+        """Loss and gradients of one update: one mean over all trained tokens of `examples`, however they are cut.
+
+        With `row_losses` the mean loss of each example is given too.
+        """
+        self._check_length(max(len(example.token_ids) for example in examples))
+        step = self._lay_out(examples)
         self.model.train()
+        self._masters = self.masters  # before the first gradient comes, which they take
+        sums = [0.0] * len(examples) if row_losses else None
         if self.plain_reason:
-            loss = reference.forward_backward(self.model, examples)
-            return UpdateLoss(loss, step.logical_tokens, step.logical_tokens, step.trained_tokens)
-        loss = update.forward_backward(self.model, step)
-        return UpdateLoss(loss, step.logical_tokens, step.executed_tokens, step.trained_tokens)
+            loss, executed_tokens = reference.forward_backward(self.model, examples, sums, self._scale), step.logical_tokens
+        else:
+            total = update.Sums(torch.zeros((), device=self.device), sums)
+            loss = update.forward_backward(self.model, self.head, step, total, self._scale, self.draws)
+            executed_tokens = step.executed_tokens
+        means = None if sums is None else [total / example.trained_tokens for total, example in zip(sums, examples, strict=True)]
+        return UpdateLoss(loss, step.logical_tokens, executed_tokens, step.trained_tokens, means)
+
+    def _lay_out(self, examples: list[TokenizedExample]) -> Step:
+        step = lay_out(examples, micro_batch_tokens=self.micro_batch_tokens, share_prefixes=self.share_prefixes and not self.plain_reason)
+        self.sharing = "none, as one dropout mask would serve all rows" if self._drops and not self.plain_reason else step.sharing
+        return step
 
     def optimizer_step(self, learning_rate: float) -> float:
         """Clip, update, forget the gradients. Returns the gradient norm before clipping; nothing is updated where it is not finite."""
-        adam = self.adam
-        for group in adam.param_groups:
-            group["lr"] = learning_rate
-        norm = float(torch.nn.utils.clip_grad_norm_(self.trained_parameters, self.max_grad_norm))
-        if norm == norm and norm != float("inf"):
-            adam.step()
-        adam.zero_grad(set_to_none=True)
+        norm = optimizers.step(self.optimizer, learning_rate, self.max_grad_norm, self._scale)
+        if self.loss_scale:
+            self.loss_scale.update(math.isfinite(norm))
+        if math.isfinite(norm):
+            self.masters.copy_back()
+        self.masters.forget_gradients()
         return norm
+
+    def quantize_frozen(self, examples: Sequence[TokenizedExample]) -> str:
+        """Go on with the frozen layers' products in 8 bits (fp8.py). Gives a line that says how far the loss of `examples` is off."""
+        exact, give_back = self.held_out_loss(examples), self._give_back
+        give_weights_back = fp8.install(self.model)
+
+        def give_all_back() -> None:
+            give_weights_back()
+            give_back()
+
+        self._give_back = give_all_back
+        rounded = self.held_out_loss(examples)
+        gap = (rounded - exact) / exact
+        return f"frozen_base: fp8: the loss of {len(examples)} rows is {rounded:.4f}, and {exact:.4f} without it (a gap of {gap:+.2%})"
+
+    @property
+    def reads_late(self) -> bool:
+        """Whether `send_update` is of use: a GPU waits for the host wherever a number of it is read."""
+        return self.device.type == "cuda" and not self.plain_reason and self.loss_scale is None and bool(self.optimizer.defaults.get("fused"))
+
+    def send_update(self, examples: list[TokenizedExample], learning_rate: float) -> Callable[[], tuple[UpdateLoss, float]]:
+        """forward_backward and optimizer_step, asked of a GPU without waiting for it. The call that is returned waits for this update's
+        loss and gradient norm; where one of them is not finite the GPU has updated nothing."""
+        self._check_length(max(len(example.token_ids) for example in examples))
+        step = self._lay_out(examples)
+        self.model.train()
+        self._masters = self.masters
+        sums = update.Sums(torch.zeros((), device=self.device))
+        update.run_update(self.model, self.head, step, sums, 1.0, self.draws)
+        mean = sums.total / step.trained_tokens
+        norm = Late(optimizers.step_unread(self.optimizer, learning_rate, self.max_grad_norm, mean))
+        loss = Late(mean)
+        self.masters.copy_back()
+        self.masters.forget_gradients()
+        return lambda: (UpdateLoss(float(loss), step.logical_tokens, step.executed_tokens, step.trained_tokens), float(norm))
+
+    def price_of_checkpointing(self, examples: list[TokenizedExample]) -> float:
+        """The share of time that gradient checkpointing adds to an update of `examples`. Nothing is learned."""
+
+        def update_and_forget() -> None:
+            self.forward_backward(examples)
+            self.forget_gradients()
+
+        return self.recomputing.price(update_and_forget)
 
     def forget_gradients(self) -> float:
         """Drop what an update gathered: nothing is learned from it. Gives NaN, the norm of nothing."""
-        self.adam.zero_grad(set_to_none=True)
+        self.masters.forget_gradients()
+        if self.loss_scale:
+            self.loss_scale.lowered = False
         return math.nan
 
     def held_out_loss(self, examples: Sequence[TokenizedExample]) -> float:
         """Mean loss over the trained tokens of `examples`, in nats; nothing is learned and no mode is left changed."""
+        self._check_length(max(len(example.token_ids) for example in examples))
         training = self.model.training
         self.model.eval()
         total = trained_tokens = 0.0
         for start in range(0, len(examples), EVALUATION_BATCH):
             batch = list(examples[start : start + EVALUATION_BATCH])
             step = lay_out(batch, micro_batch_tokens=self.micro_batch_tokens, share_prefixes=self.share_prefixes and not self.plain_reason)
-            total += self._plain_loss(batch) if self.plain_reason else update.loss(self.model, step)
+            total += self._plain_loss(batch) if self.plain_reason else update.loss(self.model, self.head, step)
             trained_tokens += step.trained_tokens
         self.model.train(training)
         return total / trained_tokens
@@ -136,42 +222,44 @@ class Engine:
     def _plain_loss(self, examples: list[TokenizedExample]) -> float:
         return sum(float(reference.loss_sum(self.model, example)) for example in examples)
 
-    def answer(self, prompts_ids: list[list[int]], *, max_new_tokens: int, on_answers: Callable[[int], None] = lambda answers: None) -> list[str]:
-        """Greedy answers to many prompts. One that nearly fills the context has a shorter answer, and the others have not."""
-        rooms = [self._room_for(len(prompt), max_new_tokens) for prompt in prompts_ids]
+    def answer(
+        self,
+        prompts_ids: list[list[int]],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        stop: str | Sequence[str] = (),
+        on_answers: Callable[[int], None] = lambda answers: None,
+    ) -> list[str]:
+        """Answers to many prompts, without the stop string. One that nearly fills the context has a shorter answer, and the others have not."""
+        limits = [self._room_for(len(prompt), max_new_tokens) for prompt in prompts_ids]
+        text = text_of(self.tokenizer, stop)
         training = self.model.training
         self.model.eval()
-        decode = reference.answer if self.plain_reason else generate.answer
-        answers = [""] * len(prompts_ids)
-        done = 0
-        for room in sorted(set(rooms), reverse=True):
-            places = [place for place, one in enumerate(rooms) if one == room]
-
-            def advance(answered: int, before: int = done) -> None:
-                on_answers(before + answered)
-
-            asked = [prompts_ids[place] for place in places]
-            found = decode(self.model, asked, stop_ids=self.stop_ids, max_new_tokens=room, on_answers=advance)
-            for place, ids in zip(places, found, strict=True):
-                answers[place] = self.tokenizer.decode(ids, skip_special_tokens=True)
-            done += len(places)
-        self.model.train(training)
-        return answers
+        try:
+            answers = generate.answer(self.model, prompts_ids, self._how(sampling, text), limits, on_answers)
+        finally:
+            self.model.train(training)
+        return [text.of(ids) for ids in answers]
 
     def has_room(self, prompt_ids: list[int], new_tokens: int = 1) -> bool:
         """Whether an answer of so many tokens to this prompt ends inside the model's context."""
         return self.context is None or len(prompt_ids) + new_tokens <= self.context
 
-    def stream(self, turns: list[Turn], *, max_new_tokens: int = 512) -> Iterator[str]:
-        """The answer to a conversation, piece by piece, as it is made."""
-        self.model.eval()
+    def stream(self, turns: list[Turn], *, max_new_tokens: int = 512, sampling: Sampling = GREEDY, stop: str | Sequence[str] = ()) -> Iterator[str]:
+        """The answer to a conversation, piece by piece, as it is made. Nothing of a stop string is given out."""
         prompt = tokens.prompt_ids(turns, self.tokenizer)
-        max_new_tokens = self._room_for(len(prompt), max_new_tokens)
-        if self.plain_reason:
-            ids = reference.answer(self.model, [prompt], stop_ids=self.stop_ids, max_new_tokens=max_new_tokens)[0]
-            yield self.tokenizer.decode(ids, skip_special_tokens=True)
-            return
-        yield from self._pieces(generate.stream(self.model, prompt, stop_ids=self.stop_ids, max_new_tokens=max_new_tokens))
+        text = text_of(self.tokenizer, stop)
+        limit = self._room_for(len(prompt), max_new_tokens)
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield from text.pieces(generate.stream(self.model, prompt, self._how(sampling, text), limit))
+        finally:
+            self.model.train(training)
+
+    def _how(self, sampling: Sampling, text: Text) -> generate.How:
+        return generate.How(frozenset(self.stop_ids), sampling, text.ended, plain=bool(self.plain_reason))
 
     def _room_for(self, prompt_tokens: int, max_new_tokens: int) -> int:
         """How many tokens an answer may have, so that it ends inside the model's context."""
@@ -186,37 +274,51 @@ class Engine:
             )
         return min(max_new_tokens, context - prompt_tokens)
 
-    def _pieces(self, new_ids: Iterator[int]) -> Iterator[str]:
-        """Text as it grows; a character that is not whole yet waits for its last byte."""
-        ids: list[int] = []
-        said = ""
-        for token in new_ids:
-            ids.append(token)
-            text = self.tokenizer.decode(ids, skip_special_tokens=True)
-            if not text.endswith("\ufffd"):
-                yield text[len(said) :]
-                said = text
-        if ids and (text := self.tokenizer.decode(ids, skip_special_tokens=True)) != said:
-            yield text[len(said) :]
-
-    def sample(self, messages: str | list[dict[str, str]], *, max_new_tokens: int = 256) -> str:
-        """The greedy answer to a question or to a list of messages."""
+    def sample(
+        self, messages: str | list[dict[str, str]], *, max_new_tokens: int = 256, sampling: Sampling = GREEDY, stop: str | Sequence[str] = ()
+    ) -> str:
+        """The answer to a question or to a list of messages; the likeliest words, unless `sampling` says otherwise."""
         rows = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        return "".join(self.stream([Turn(row["role"], row["content"]) for row in rows], max_new_tokens=max_new_tokens))
+        turns = [Turn(row["role"], row["content"]) for row in rows]
+        return "".join(self.stream(turns, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop))
 
     def save_state(self, folder: str | Path, base_name: str = "") -> Path:
-        """Save what was trained, in PEFT's own format, with the tokenizer."""
+        """Save what was trained with the tokenizer: the adapter in PEFT's own format, or the whole model as Transformers reads it."""
         path = Path(folder)
         make_folder(path.parent)
+        if not self.adapted:
+            save.save_model(self.model, path, self.tokenizer, self.stop_ids)
+            return path
         name = base_name or str(getattr(update.causal_model(self.model).config, "_name_or_path", ""))
         adapters.save_adapter(self.model, path, name, self.tokenizer)
         return path
 
     @property
-    def adam(self) -> torch.optim.AdamW:
-        if self._adam is None:
-            self._adam = torch.optim.AdamW(self.trained_parameters, lr=0.0, **self._adam_settings)
-        return self._adam
+    def masters(self) -> Masters:
+        """What is trained, in fp32, by name."""
+        if self._masters is None:
+            self._masters = Masters(self.model)
+        return self._masters
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        if self._optimizer is None:
+            self._optimizer = optimizers.OPTIMIZERS[self.optim](list(self.masters.weights.values()), self._adam_settings)
+        return self._optimizer
+
+    @property
+    def _scale(self) -> float:
+        return self.loss_scale.value if self.loss_scale else 1.0
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether the last update was lost because fp16's loss scale was too high; it is lower now."""
+        return self.loss_scale is not None and self.loss_scale.lowered
+
+    @property
+    def adapted(self) -> bool:
+        """Whether an adapter is trained beside the model; if not, its own weights are."""
+        return isinstance(self.model, PeftModel)
 
     @property
     def trained_parameters(self) -> list[torch.nn.Parameter]:
@@ -239,27 +341,58 @@ class Engine:
         listed = configured if isinstance(configured, list) else [configured]
         return {token for token in [*listed, self.tokenizer.eos_token_id, tokens.end_of_turn(self.tokenizer)] if token is not None}
 
-    def _enter_fast_path(self) -> None:
+    def _enter_fast_path(self, attn_implementation: str, compile: bool) -> None:
         model = update.causal_model(self.model)
-        self.plain_reason = fast_path_hindrance(model)
+        if attn_implementation != "auto":
+            attention.set_plain(model, attn_implementation)
+            self.plain_reason = f"attn_implementation: {attn_implementation} was asked for"
+            return
+        self.plain_reason = hindrance.of_parts(model)
         if self.plain_reason:
             return
-        model.set_attn_implementation(attention.NAME)
-        if model.config._attn_implementation != attention.NAME:
-            self.plain_reason = "its attention cannot be replaced"
+        door = attention.DOORS.get(self.plain_attention, "luthier")
+        model.set_attn_implementation(door)
+        taken = model.config._attn_implementation == door
+        self.plain_reason = hindrance.of_attention(self.model) if taken else "its attention cannot be replaced"
+        if self.plain_reason:
+            model.set_attn_implementation(self.plain_attention)
             return
-        self._give_back = lora.install(self.model)
+        give_back_lora = lora.install(self.model, lambda: update.trace(self.model), self.draws)
+        give_back_table = embedding.install(model.get_input_embeddings(), lambda weight: self.masters.gradient_of(weight))
 
-    def check(self, example: TokenizedExample) -> float:
-        """Compare the fast path with the plain twin on one row; where they differ the engine goes on plainly and says why.
+        fused = kernels.fused(self.device)
+        give_back_elementwise = elementwise.install(model, fused) if fused else self._compile() if compile else lambda: None
 
-        Returns the relative difference of the loss.
+        def give_back() -> None:
+            give_back_lora()
+            give_back_table()
+            give_back_elementwise()
+
+        self._give_back = give_back
+
+    def _check_length(self, longest: int) -> None:
+        if not self.plain_reason and self._longest_exact is not None and longest > self._longest_exact:
+            self.go_plain(f"its position encoding changes for rows of more than {self._longest_exact:,} tokens, and one has {longest:,}")
+
+    def _compile(self) -> Callable[[], None]:
+        try:
+            functions = elementwise.compiled()
+        except Exception as error:  # torch's compiler has no one class for what it lacks
+            self.notes.append(f"not compiled: {str(error).splitlines()[0][:120]}")
+            return lambda: None
+        return elementwise.install(update.causal_model(self.model), functions)
+
+    def check(self, example: TokenizedExample, longest: int = 0) -> float:
+        """Compare the fast path with the plain twin on one row, twice in one micro-batch; where they differ the engine goes on plainly.
+
+        `longest` is the length of the longest row that will come, if that is known. Returns the relative difference of the loss.
         """
+        self._check_length(longest)
         if self.plain_reason:
             return 0.0
         self.model.eval()
-        step = lay_out([example], micro_batch_tokens=self.micro_batch_tokens, share_prefixes=False)
-        fast, plain = update.loss(self.model, step), self._plain_loss([example])
+        step = lay_out([example, example], micro_batch_tokens=self.micro_batch_tokens, share_prefixes=False)
+        fast, plain = update.loss(self.model, self.head, step), 2 * self._plain_loss([example])
         difference = abs(fast - plain) / max(abs(plain), 1e-6 * step.trained_tokens)
         dtype = update.causal_model(self.model).dtype
         if difference > CHECK_TOLERANCE.get(dtype, 2e-2):
@@ -269,42 +402,11 @@ class Engine:
     def go_plain(self, reason: str) -> None:
         """Give every forward back and go on with the plain twin."""
         self.plain_reason = reason
+        self.recomputing.stop()  # it stands around the forwards that are given back
         self._give_back()
-        update.causal_model(self.model).set_attn_implementation("sdpa")
+        self.recomputing.start()
+        update.causal_model(self.model).set_attn_implementation(self.plain_attention)
 
     def require_trained_parameters(self) -> None:
         if not self.trained_parameters:
             raise LuthierError("nothing in this model is trained", where="engine", next_step="open it with lora={'r': 16}")
-
-
-HINDRANCES = {
-    # name in the config          what it means
-    "attention_dropout": "part of the attention is dropped while it trains",
-    "attn_pdrop": "part of the attention is dropped while it trains",
-    "attention_probs_dropout_prob": "part of the attention is dropped while it trains",
-    "attn_logit_softcapping": "its attention is capped",
-    "final_logit_softcapping": "its logits are capped",
-    "v_head_dim": "its values have another width than its keys",
-}
-
-
-def fast_path_hindrance(model: Any) -> str:
-    """Why the fast path would be wrong for this causal language model, or ""."""
-    config = model.config
-    for name, what in HINDRANCES.items():
-        if getattr(config, name, None):
-            return f"{what} ({name}: {getattr(config, name)})"
-    for name in ("logits_scaling", "logit_scale"):
-        if getattr(config, name, None) not in (None, 1, 1.0):
-            return f"its logits are scaled ({name}: {getattr(config, name)})"
-    head = model.get_output_embeddings()
-    if isinstance(head, AuxiliaryTrainingWrapper):  # trained, or some rows of it: PEFT stands around the same matrix
-        head = head.original_module
-    if type(head) is not torch.nn.Linear or head.bias is not None:
-        return "its head is not one plain matrix"
-    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
-    if kinds:
-        return f"its layers use {', '.join(sorted(kinds))}"
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        return f"it attends in a sliding window of {config.sliding_window} tokens"
-    return ""

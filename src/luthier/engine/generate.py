@@ -1,110 +1,216 @@
-"""The only decoder: greedy answers to many prompts, what they share decoded once, in batches sorted by length."""
+"""The only decoder: answers to many prompts, what all of them begin with run once, in batches of similar length.
 
-from collections.abc import Callable, Iterator
-from typing import Any
+Letters: B rows of a batch, D width, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from luthier.engine.attention import Decoding, KeysValues, Packed
-from luthier.engine.update import decoder, device_of, head_weight, run_packed
+from luthier.engine import decoding
+from luthier.engine.batches import Document
+from luthier.engine.decoding import Decoding
+from luthier.engine.head import Head, head_of
+from luthier.engine.packed import KeysValues, Packed
+from luthier.engine.sampling import GREEDY, Chooser, Sampling, draws_of
+from luthier.engine.update import causal_model, device_of, run, run_packed
+from luthier.errors import DataError
 from luthier.plan.shape import common_prefix
 
-BATCH_ROWS = 64
+# A batch is filled up to so many kept tokens (prompts and answers), which bounds its memory; more rows than these win nothing on 2 cores.
+BATCH_TOKENS = 16_384
+BATCH_ROWS = 128
 # A batch goes on with its unfinished rows only, once this share of its rows has ended.
 COMPACT_SHARE = 0.25
+
+Ended = Callable[[list[int]], bool]
+
+
+def never(ids: list[int]) -> bool:
+    """No text ends an answer."""
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How a call answers. `ended(ids)` says whether the text of an answer so far ends it (its last token is then kept)."""
+
+    stop_ids: frozenset[int]
+    sampling: Sampling = GREEDY
+    ended: Ended = never
+    plain: bool = False  # run the model's own forward over everything, a row at a time
+
+
+@dataclass(slots=True)
+class Asked:
+    """A prompt and its answer so far."""
+
+    prompt: list[int]
+    limit: int  # tokens
+    answer: list[int]
+    open: bool = True
+
+    def say(self, token: int, how: How) -> None:
+        """Take the next token; close the row where it ends the answer."""
+        if token in how.stop_ids:
+            self.open = False
+            return
+        self.answer.append(token)
+        self.open = len(self.answer) < self.limit and not how.ended(self.answer)
 
 
 @torch.no_grad()
 def answer(
-    model: Any, prompts: list[list[int]], *, stop_ids: set[int], max_new_tokens: int, on_answers: Callable[[int], None] = lambda answers: None
+    model: Any,
+    prompts: Sequence[list[int]],
+    how: How,
+    max_new_tokens: int | Sequence[int],
+    on_answers: Callable[[int], None] = lambda answers: None,
 ) -> list[list[int]]:
-    """The greedy continuation of each prompt, without the stop token. `on_answers(n)` is told how many are done.
+    """The continuation of each prompt, without the stop token. `on_answers(n)` is told how many are done.
 
-    The same prompts in the same order give the same answers on one machine; order and batch may turn the last bit of bf16.
+    Order and batch do not matter in fp32; in bf16 they may turn the last bit of a logit, and then a token that was undecided.
     """
-    shared = max(0, min(common_prefix(prompts), min(map(len, prompts)) - 1)) if len(prompts) > 1 else 0
-    prefix = _prefix(model, prompts[0][:shared]) if shared else {}
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    answers: list[list[int]] = [[] for _ in prompts]
-    for start in range(0, len(order), BATCH_ROWS):
-        batch = order[start : start + BATCH_ROWS]
-        for index, tokens in zip(
-            batch, _decode_batch(model, [prompts[index][shared:] for index in batch], prefix, shared, stop_ids, max_new_tokens), strict=True
-        ):
-            answers[index] = tokens
-        on_answers(min(start + BATCH_ROWS, len(order)))
-    return answers
+    rows = _asked(prompts, max_new_tokens)
+    shared = 0 if how.plain or len(rows) < 2 else max(0, min(common_prefix(list(prompts)), min(map(len, prompts)) - 1))
+    prefix = run_prefix(model, prompts[0][:shared]) if shared else {}
+    draws = draws_of(how.sampling.seed, prompts)
+    done = 0
+    for batch in batches([len(row.prompt) - shared for row in rows], [row.limit for row in rows], 1 if how.plain else BATCH_ROWS):
+        runner = Plain(model) if how.plain else Fast(model, prefix, shared)
+        for _ in decode(runner, [rows[place] for place in batch], how, [draws[place] for place in batch]):
+            pass
+        done += len(batch)
+        on_answers(done)
+    return [row.answer for row in rows]
 
 
 @torch.no_grad()
-def stream(model: Any, prompt: list[int], *, stop_ids: set[int], max_new_tokens: int) -> Iterator[int]:
-    """The greedy continuation of one prompt, token by token, without the stop token."""
-    head_VD = head_weight(model)
-    state = Decoding(visible_BS=_visible([len(prompt)], max_new_tokens, device_of(model)), prefix={})
-    next_B = _advance(model, head_VD, state, _left_padded([prompt], device_of(model)), 0)
-    for _ in range(max_new_tokens - 1):
-        token = int(next_B[0])
-        if token in stop_ids:
+def stream(model: Any, prompt: list[int], how: How, max_new_tokens: int) -> Iterator[int]:
+    """The continuation of one prompt, token by token, without the stop token: the same as that of `answer`."""
+    row = _asked([prompt], max_new_tokens)[0]
+    runner = Plain(model) if how.plain else Fast(model, {}, 0)
+    said = 0
+    for _ in decode(runner, [row], how, draws_of(how.sampling.seed, [prompt])):
+        yield from row.answer[said:]
+        said = len(row.answer)
+
+
+def _asked(prompts: Sequence[list[int]], max_new_tokens: int | Sequence[int]) -> list[Asked]:
+    if not all(prompts):
+        raise DataError("the prompt has no tokens", where="prompt", next_step="ask something")
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+    return [Asked(prompt, limit, []) for prompt, limit in zip(prompts, limits, strict=True)]
+
+
+def batches(lengths: Sequence[int], limits: Sequence[int], most_rows: int) -> Iterator[list[int]]:
+    """Places of rows that are decoded together: short prompts first, up to BATCH_TOKENS kept tokens; a longer row stands alone."""
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
+        tokens = lengths[place] + max(limits[one] for one in [*batch, place])
+        if batch and (len(batch) == most_rows or tokens * (len(batch) + 1) > BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """Runs a model over rows that grow; gives the logits of each row's next token, (B, V)."""
+
+    def begin(self, prompts: list[list[int]], room: int) -> Tensor: ...
+    def go_on(self, tokens_B: Tensor) -> Tensor: ...
+    def keep_rows(self, rows: list[int]) -> None: ...
+
+
+def decode(runner: Runner, rows: list[Asked], how: How, draws: list[Any]) -> Iterator[None]:
+    """Answer rows token by token, in step; yields after each token of all of them."""
+    logits_BV = runner.begin([row.prompt for row in rows], max(row.limit for row in rows))
+    chooser = Chooser(how.sampling, [row.prompt for row in rows], draws, logits_BV.shape[1], logits_BV.device)
+    running = list(rows)
+    while True:
+        tokens_B = chooser.choose(logits_BV)
+        for row, token in zip(running, tokens_B.tolist(), strict=True):
+            if row.open:
+                row.say(token, how)
+        yield
+        going = [place for place, row in enumerate(running) if row.open]
+        if not going:
             return
-        yield token
-        next_B = _advance(model, head_VD, state, next_B[:, None], 0)
-    if int(next_B[0]) not in stop_ids:
-        yield int(next_B[0])
+        if len(going) <= (1 - COMPACT_SHARE) * len(running):
+            runner.keep_rows(going)
+            chooser.keep_rows(going)
+            tokens_B, running = tokens_B[going], [running[place] for place in going]
+        logits_BV = runner.go_on(tokens_B)
 
 
-def _prefix(model: Any, tokens: list[int]) -> dict[int, KeysValues]:
-    layout = Packed(lengths=[len(tokens)], record=True)
-    run_packed(model, [tokens], 0, layout)
+def run_prefix(model: Any, tokens: list[int]) -> dict[int, KeysValues]:
+    """Keys and values, (P, K, D), of what all prompts begin with, by layer."""
+    layout = Packed([len(tokens)], record=True)
+    run_packed(model, [Document(tokens, 0)], layout)
     return layout.recorded
 
 
-def _decode_batch(
-    model: Any, prompts: list[list[int]], prefix: dict[int, KeysValues], shared: int, stop_ids: set[int], max_new_tokens: int
-) -> list[list[int]]:
-    device, head_VD = device_of(model), head_weight(model)
-    state = Decoding(visible_BS=_visible([len(prompt) for prompt in prompts], max_new_tokens, device), prefix=prefix)
-    next_B = _advance(model, head_VD, state, _left_padded(prompts, device), shared)
-    answers: list[list[int]] = [[] for _ in prompts]
-    alive = list(range(len(prompts)))  # which prompt each row of the batch answers
-    ended: set[int] = set()
-    for _ in range(max_new_tokens):
-        for prompt, token in zip(alive, next_B.tolist(), strict=True):
-            if prompt in ended:
-                continue
-            if token in stop_ids:
-                ended.add(prompt)
-            else:
-                answers[prompt].append(token)
-        going = [row for row, prompt in enumerate(alive) if prompt not in ended]
-        if not going or max(len(tokens) for tokens in answers) >= max_new_tokens:
-            break
-        if len(going) <= (1 - COMPACT_SHARE) * len(alive):
-            rows = torch.tensor(going, device=device)
-            state.keep_rows(rows)
-            next_B, alive = next_B[rows], [alive[row] for row in going]
-        next_B = _advance(model, head_VD, state, next_B[:, None], shared)
-    return answers
+class Fast:
+    """Prompts run packed, without padding; then one token of each row at a time over kept keys and values."""
+
+    def __init__(self, model: Any, prefix: dict[int, KeysValues], prefix_tokens: int) -> None:
+        self.model, self.prefix, self.prefix_tokens = model, prefix, prefix_tokens
+        self.head: Head = head_of(causal_model(model))
+        self.weight_VD: Tensor | None = None
+        self.state: Decoding
+
+    def begin(self, prompts: list[list[int]], room: int) -> Tensor:
+        """Run the prompts after the prefix."""
+        path = (0,) if self.prefix else ()
+        documents = [Document(prompt[self.prefix_tokens :], place, self.prefix_tokens, path) for place, prompt in enumerate(prompts)]
+        layout = Packed([len(one.inputs) for one in documents], [path] * len(documents), {0: self.prefix} if self.prefix else {}, record=True)
+        hidden_TD = run_packed(self.model, documents, layout)
+        last = torch.tensor(layout.lengths, device=hidden_TD.device).cumsum(0) - 1
+        self.state = decoding.after(layout, room, self.prefix)
+        return self._logits(hidden_TD[last])
+
+    def go_on(self, tokens_B: Tensor) -> Tensor:
+        """Run the newest token of each row."""
+        hidden_BLD = run(self.model, tokens_B[:, None], self.state.make_place(), self.state)
+        return self._logits(hidden_BLD[:, -1])
+
+    def _logits(self, hidden_BD: Tensor) -> Tensor:
+        if self.weight_VD is None:  # once: of a trained head this is a new tensor
+            self.weight_VD = self.head.weight.to(hidden_BD.dtype)
+        return self.head.logits(hidden_BD, self.weight_VD)
+
+    def keep_rows(self, rows: list[int]) -> None:
+        """Go on with some of the rows only."""
+        self.state.keep_rows(rows)
 
 
-def _advance(model: Any, head_VD: Tensor, state: Decoding, tokens_BL: Tensor, first_position: int) -> Tensor:
-    """Run the newest tokens of each row; the likeliest next token of each, (B,)."""
-    end = state.cursor + tokens_BL.shape[1]
-    positions = first_position + state.visible_BS[:, :end].cumsum(1)[:, state.cursor :] - 1
-    output = decoder(model)(input_ids=tokens_BL, position_ids=positions.clamp(min=0), use_cache=False, luthier_layout=state)
-    state.cursor = end
-    hidden_BD = output.last_hidden_state[:, -1]
-    logits_BV: Tensor = hidden_BD @ head_VD.to(hidden_BD.dtype).T
-    return logits_BV.argmax(dim=-1)
+class Plain:
+    """The model's own forward over everything so far, a row at a time: for models that keep another kind of state."""
 
+    def __init__(self, model: Any) -> None:
+        self.model, self.device = model, device_of(model)
+        self.sequences: list[list[int]] = []
 
-def _visible(lengths: list[int], max_new_tokens: int, device: torch.device) -> Tensor:
-    """True at every place of a row but its padding on the left: (B, longest + max_new_tokens)."""
-    longest = max(lengths)
-    places = torch.arange(longest + max_new_tokens, device=device)
-    return places >= (longest - torch.tensor(lengths, device=device))[:, None]
+    def begin(self, prompts: list[list[int]], room: int) -> Tensor:
+        """Run the prompts."""
+        self.sequences = [list(prompt) for prompt in prompts]
+        return self._logits()
 
+    def go_on(self, tokens_B: Tensor) -> Tensor:
+        """Run every row again with its newest token."""
+        for sequence, token in zip(self.sequences, tokens_B.tolist(), strict=True):
+            sequence.append(token)
+        return self._logits()
 
-def _left_padded(prompts: list[list[int]], device: torch.device) -> Tensor:
-    longest = max(map(len, prompts))
-    return torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+    def keep_rows(self, rows: list[int]) -> None:
+        """Go on with some of the rows only."""
+        self.sequences = [self.sequences[row] for row in rows]
+
+    def _logits(self) -> Tensor:
+        return torch.stack([self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0, -1] for ids in self.sequences])

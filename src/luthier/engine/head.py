@@ -1,56 +1,135 @@
-"""The loss at the head: logits of trained tokens only, in chunks, with the gradient in the same pass.
+"""The last step of a model: hidden rows to logits, and the loss with its gradient in the same pass, for trained tokens only.
+
+No logits of a whole text ever exist: rows go in chunks through two buffers that are kept. Fresh buffers of this size would cost more
+than the products, because the system hands every page out anew (2 cores: 60 % of the head's time; docs/experiments.md).
 
 Letters: N trained tokens, D width, V vocabulary.
 """
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# 128 rows of a 49,152-word vocabulary are 25 MB in fp32: about the size of a shared cache.
-CHUNK_ROWS = 128
+# Below some hundred rows a product with a head is spent on reading the head; above 256 nothing is won (49,152 words).
+CHUNK_ROWS = 256
+CHUNK_BYTES = 96 * 2**20
+
+
+@dataclass(slots=True)
+class Head:
+    """How this model makes logits of hidden rows: softcap(scale * (h W^T + bias)).
+
+    `softcap(x) = c tanh(x / c)` (Gemma 2, arXiv:2408.00118); `scale` is Cohere's logit_scale or one over Granite's logits_scaling.
+    """
+
+    model: Any  # the causal language model
+    scale: float = 1.0
+    softcap: float | None = None
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def weight(self) -> Tensor:
+        """(V, D). Where some rows are trained this is a new tensor at each call, which leads to their gradient."""
+        weight: Tensor = self.model.get_output_embeddings().weight
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        bias: Tensor | None = getattr(self.model.get_output_embeddings(), "bias", None)
+        return bias
+
+    def logits(self, hidden_ND: Float[Tensor, "N D"], weight_VD: Float[Tensor, "V D"]) -> Float[Tensor, "N V"]:
+        """Logits of a few rows, without gradients of their own. `weight_VD` is `weight` in the hidden rows' number format, made once."""
+        bias = self.bias
+        logits = torch.nn.functional.linear(hidden_ND, weight_VD, None if bias is None else bias.to(hidden_ND.dtype))
+        logits = logits if self.scale == 1.0 else logits * self.scale
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    def losses(self, hidden_ND: Float[Tensor, "N D"], targets_N: Int[Tensor, "N"]) -> tuple[Float[Tensor, ""], Float[Tensor, "N"]]:
+        """The sum over N tokens of -log p(target) in nats, which can be sent backward, and the addends, which cannot; both in fp32."""
+        total, each = _HeadLoss.apply(hidden_ND, self.weight, self.bias, targets_N, self)  # type: ignore[no-untyped-call]
+        return total, each
+
+    def buffer(self, name: str, rows: int, like: Tensor, dtype: torch.dtype, columns: int) -> Tensor:
+        """A (rows, columns) buffer that is kept from call to call and may hold anything."""
+        kept = self.buffers.get(name)
+        if kept is None or kept.shape[0] < rows or kept.shape[1] != columns or kept.dtype != dtype or kept.device != like.device:
+            kept = self.buffers[name] = torch.empty(rows, columns, dtype=dtype, device=like.device)
+        return kept[:rows]
+
+
+def head_of(model: Any) -> Head:
+    """The head of a causal language model, with what its config says about logits."""
+    config = model.config
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    return Head(model, scale=float(scale), softcap=getattr(config, "final_logit_softcapping", None))
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Sum of the cross entropies, in fp32; the gradients of the hidden rows and of a trained head are made while the logits are there."""
+    """The losses, in fp32; the gradients of the hidden rows and of a trained head are made while the logits are there."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
-        needs_hidden, needs_weight, _ = ctx.needs_input_grad
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         gradient = torch.empty_like(hidden_ND) if needs_hidden else None
         weight_gradient = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
+        bias_gradient = torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias and bias_V is not None else None
         head_VD = weight_VD.to(hidden_ND.dtype)  # a trained head is kept in fp32
-        for start in range(0, len(targets_N), CHUNK_ROWS):
-            piece = slice(start, start + CHUNK_ROWS)
-            targets = targets_N[piece, None]
-            logits = (hidden_ND[piece] @ head_VD.T).float()
-            log_sum = logits.logsumexp(dim=-1, keepdim=True)
-            total += (log_sum - logits.gather(1, targets)).sum()
-            if gradient is None and weight_gradient is None:
-                continue
-            # d loss / d logits = softmax - one-hot
-            slope = logits.sub_(log_sum).exp_()
-            slope.scatter_add_(1, targets, slope.new_full(targets.shape, -1.0))
-            slope = slope.to(hidden_ND.dtype)
+        each_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_ND.device)
+        rows = max(1, min(CHUNK_ROWS, CHUNK_BYTES // (4 * weight_VD.shape[0]), len(targets_N)))
+        for start in range(0, len(targets_N), rows):
+            piece = slice(start, start + rows)
+            slope = _chunk(head, hidden_ND[piece], head_VD, bias_V, targets_N[piece, None], each_N[piece], ctx.needs_input_grad[0] or needs_weight)
             if gradient is not None:
-                gradient[piece] = slope @ head_VD
+                torch.mm(slope, head_VD, out=gradient[piece])
             if weight_gradient is not None:
                 weight_gradient += slope.T @ hidden_ND[piece]
-        ctx.save_for_backward(gradient, weight_gradient)
+            if bias_gradient is not None:
+                bias_gradient += slope.sum(0, dtype=torch.float32)
+        ctx.save_for_backward(gradient, weight_gradient, bias_gradient)
         ctx.weight_dtype = weight_VD.dtype
-        return total
+        ctx.mark_non_differentiable(each_N)
+        return each_N.sum(), each_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None]:
-        hidden, weight = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        hidden, weight, bias = ctx.saved_tensors
         # A number beside a tensor keeps its own digits.
-        return None if hidden is None else hidden * grads[0], None if weight is None else (weight * grads[0]).to(ctx.weight_dtype), None
+        of_weight, of_bias = (None if one is None else one.mul_(grads[0]).to(ctx.weight_dtype) for one in (weight, bias))
+        return None if hidden is None else hidden * grads[0], of_weight, of_bias, None, None
 
 
-def loss_sum(hidden_ND: Float[Tensor, "N D"], weight_VD: Float[Tensor, "V D"], targets_N: Int[Tensor, "N"]) -> Float[Tensor, ""]:
-    """Sum over N tokens of -log p(target), in nats. The head's weight gets a gradient where it is trained."""
-    total: Tensor = _HeadLoss.apply(hidden_ND, weight_VD, targets_N)  # type: ignore[no-untyped-call]
-    return total
+def _chunk(head: Head, hidden_ND: Tensor, head_VD: Tensor, bias_V: Tensor | None, targets_N1: Tensor, each_N: Tensor, slopes: bool) -> Tensor:
+    """Fills the losses of some rows. Gives d loss / d (h W^T), (N, V), in a buffer that the next call writes over."""
+    rows, words = len(hidden_ND), len(head_VD)
+    exact = head.buffer("exact", rows, hidden_ND, torch.float32, words)
+    if hidden_ND.dtype == torch.float32:
+        raw = torch.mm(hidden_ND, head_VD.T, out=exact)
+    else:
+        raw = torch.mm(hidden_ND, head_VD.T, out=head.buffer("raw", rows, hidden_ND, hidden_ND.dtype, words))
+        exact.copy_(raw)
+    if bias_V is not None:
+        exact += bias_V
+    if head.scale != 1.0:
+        exact *= head.scale
+    bent = None
+    if head.softcap is not None:
+        bent = exact.div_(head.softcap).tanh_().clone() if slopes else exact.div_(head.softcap).tanh_()
+        exact *= head.softcap
+    highest = exact.amax(dim=-1)
+    chosen = exact.gather(1, targets_N1).squeeze(1)
+    torch.ops.aten._softmax.out(exact, -1, False, out=exact)
+    # log sum exp = highest logit - log of its probability, which is never small
+    each_N.copy_(highest - exact.amax(dim=-1).log_() - chosen)
+    if not slopes:
+        return exact
+    # d loss / d logits = softmax - one-hot
+    exact.scatter_add_(1, targets_N1, exact.new_full(targets_N1.shape, -1.0))
+    if bent is not None:
+        exact *= bent.square_().neg_().add_(1.0)
+    if head.scale != 1.0:
+        exact *= head.scale
+    return exact if raw is exact else raw.copy_(exact)

@@ -20,14 +20,19 @@ def loss_sum(model: Any, example: TokenizedExample) -> Tensor:
     return -log_probabilities.gather(1, token_ids[0, predicted + 1, None]).sum()
 
 
-def forward_backward(model: Any, examples: list[TokenizedExample]) -> float:
-    """Mean loss over all trained tokens of the update; gradients of that mean are added to the parameters."""
+def forward_backward(model: Any, examples: list[TokenizedExample], by_example: list[float] | None = None, loss_scale: float = 1.0) -> float:
+    """Mean loss over all trained tokens of the update; gradients of that mean (times `loss_scale`) are added to the parameters.
+
+    The sum of each example's losses is added to `by_example` where one is given.
+    """
     trained_tokens = sum(example.trained_tokens for example in examples)
     total = 0.0
-    for example in examples:
+    for place, example in enumerate(examples):
         loss = loss_sum(model, example) / trained_tokens
-        loss.backward()
+        (loss * loss_scale).backward()
         total += loss.item()
+        if by_example is not None:
+            by_example[place] += loss.item() * trained_tokens
     return total
 
 

@@ -1,61 +1,113 @@
-"""One update through the model: the shared prefix once, every micro-batch, one backward pass through the prefix at the end."""
+"""One update through the model: shared prefixes once, every micro-batch, then one backward pass through the prefixes."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from luthier.engine import head
-from luthier.engine.attention import KeysValues, Packed
 from luthier.engine.batches import Document, Step
+from luthier.engine.draws import Draws
+from luthier.engine.head import Head
+from luthier.engine.packed import KeysValues, Packed, Pool
+from luthier.engine.transfer import to_device
 
 
-def forward_backward(model: Any, step: Step) -> float:
-    """Mean loss over the trained tokens of the update; gradients of that mean are added to the parameters.
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Prefix parts that ran together, with the graph that made their keys and values (T, K, D) of each layer."""
 
-    The prefix's keys and values are leaves: every micro-batch adds to their gradient, in fp32, and one backward pass
-    through the prefix ends the update. Exact: the parameters do not change within an update.
+    parts: list[Document]
+    recorded: dict[int, KeysValues]
+
+
+@dataclass(slots=True)
+class Sums:
+    """What an update gathers: the sum of all losses, and of each example's, in nats."""
+
+    total: Tensor
+    by_example: list[float] | None = None
+
+
+def forward_backward(model: Any, head: Head, step: Step, sums: Sums | None = None, loss_scale: float = 1.0, drawn: Draws | None = None) -> float:
+    """Mean loss over the trained tokens of the update; gradients of that mean (times `loss_scale`) are added to the parameters.
+
+    The prefixes' keys and values are leaves: every micro-batch adds to their gradient, in fp32, and one backward pass
+    through the prefixes ends the update. Exact: the parameters do not change within an update. `drawn` is told which documents run.
     """
-    recorded = _run_prefix(model, step.prefix) if step.prefix else {}
-    leaves = {layer: tuple(tensor.detach().float().requires_grad_() for tensor in pair) for layer, pair in recorded.items()}
-    total = torch.zeros((), dtype=torch.float32)
+    sums = sums or Sums(torch.zeros((), dtype=torch.float32))
+    run_update(model, head, step, sums, loss_scale, drawn or Draws())
+    return float(sums.total) / step.trained_tokens
+
+
+def run_update(model: Any, head: Head, step: Step, sums: Sums, loss_scale: float, drawn: Draws) -> None:
+    """What forward_backward does, but that the loss stays where it was made: on a GPU nothing waits for anything."""
+    drawn.begin_update()
+    passes, pool = run_prefixes(model, step)
     for documents in step.micro_batches:
-        loss = _micro_batch_loss(model, documents, leaves, len(step.prefix))
-        (loss / step.trained_tokens).backward()
-        total += loss.detach().cpu()
-    _finish_prefix(recorded, leaves)
-    return float(total) / step.trained_tokens
+        drawn.documents = [(one.place, len(one.inputs)) for one in documents]
+        total, each = micro_batch_losses(model, head, documents, pool)
+        (total * (loss_scale / step.trained_tokens)).backward()
+        _gather(sums, documents, total, each)
+    for one in reversed(passes):
+        _finish(one, pool)
 
 
 @torch.no_grad()
-def loss(model: Any, step: Step) -> float:
+def loss(model: Any, head: Head, step: Step, sums: Sums | None = None) -> float:
     """Sum of the losses over the trained tokens, without gradients."""
-    recorded = _run_prefix(model, step.prefix) if step.prefix else {}
-    return sum(float(_micro_batch_loss(model, documents, recorded, len(step.prefix))) for documents in step.micro_batches)
+    sums = sums or Sums(torch.zeros((), dtype=torch.float32))
+    _, pool = run_prefixes(model, step)
+    for documents in step.micro_batches:
+        _gather(sums, documents, *micro_batch_losses(model, head, documents, pool))
+    return float(sums.total)
 
 
-def _run_prefix(model: Any, prefix: list[int]) -> dict[int, KeysValues]:
-    """Keys and values of the prefix, by layer, with the graph that made them."""
-    layout = Packed(lengths=[len(prefix)], record=True)
-    run_packed(model, [prefix], 0, layout)
-    return layout.recorded
+def run_prefixes(model: Any, step: Step) -> tuple[list[Pass], Pool]:
+    """Every part of a shared prefix once, parents before children; their keys and values as gradient leaves in fp32."""
+    passes: list[Pass] = []
+    pool: Pool = {}
+    for parts in step.passes:
+        layout = _layout(parts, pool, record=True)
+        run_packed(model, parts, layout)
+        passes.append(Pass(parts, layout.recorded))
+        start = 0
+        for part in parts:
+            piece = slice(start, start + len(part.inputs))
+            pool[part.place] = {layer: _leaves(pair, piece) for layer, pair in layout.recorded.items()}
+            start = piece.stop
+    return passes, pool
 
 
-def _finish_prefix(recorded: dict[int, KeysValues], leaves: dict[int, tuple[Tensor, ...]]) -> None:
-    pairs = [
-        (made, leaf.grad.to(made.dtype))
-        for layer in leaves
-        for made, leaf in zip(recorded[layer], leaves[layer], strict=True)
-        if leaf.grad is not None
-    ]
-    pairs = [(made, gradient) for made, gradient in pairs if made.requires_grad]
-    if pairs:
-        torch.autograd.backward([made for made, _ in pairs], [gradient for _, gradient in pairs])
+def _leaves(pair: KeysValues, piece: slice) -> KeysValues:
+    keys, values = (tensor.detach()[piece].float().requires_grad_(tensor.requires_grad) for tensor in pair)
+    return keys, values
 
 
-def _micro_batch_loss(model: Any, documents: list[Document], prefix: Any, prefix_tokens: int) -> Tensor:
-    layout = Packed(lengths=[len(document.inputs) for document in documents], prefix=prefix)
-    hidden_TD = run_packed(model, [document.inputs for document in documents], prefix_tokens, layout)
+def _finish(one: Pass, pool: Pool) -> None:
+    """Send the gradients that a pass's keys and values gathered through it; then forget them."""
+    made, gradients = [], []
+    for layer, pair in one.recorded.items():
+        for which, tensor in enumerate(pair):
+            if not tensor.requires_grad:
+                continue
+            leaves = [pool[part.place][layer][which] for part in one.parts]
+            made.append(tensor)
+            gradients.append(torch.cat([torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]).to(tensor.dtype))
+    if made:
+        torch.autograd.backward(made, gradients)
+    for part in one.parts:
+        del pool[part.place]
+
+
+def _layout(documents: list[Document], pool: Pool, record: bool = False) -> Packed:
+    rows = [(one.token_ids, one.first_position) for one in documents]
+    return Packed([len(one.inputs) for one in documents], [one.path for one in documents], pool, record=record, rows=rows)
+
+
+def micro_batch_losses(model: Any, head: Head, documents: list[Document], pool: Pool) -> tuple[Tensor, Tensor]:
+    """The sum of the losses of the trained tokens, and each of them."""
+    hidden_TD = run_packed(model, documents, _layout(documents, pool))
     rows, targets, start = [], [], 0
     for document in documents:
         rows += [start + row for row in document.rows]
@@ -63,23 +115,38 @@ def _micro_batch_loss(model: Any, documents: list[Document], prefix: Any, prefix
         start += len(document.inputs)
     device = hidden_TD.device
     # index_select and not hidden[rows]: the backward of fancy indexing is not deterministic.
-    trained_ND = hidden_TD.index_select(0, torch.tensor(rows, device=device))
-    return head.loss_sum(trained_ND, head_weight(model), torch.tensor(targets, device=device))
+    trained_ND = hidden_TD.index_select(0, to_device(rows, device))
+    return head.losses(trained_ND, to_device(targets, device))
 
 
-def run_packed(model: Any, documents: list[list[int]], first_position: int, layout: Packed) -> Tensor:
+def _gather(sums: Sums, documents: list[Document], total: Tensor, each: Tensor) -> None:
+    sums.total = sums.total.to(total.device) + total.detach()
+    if sums.by_example is not None:
+        for document, part in zip(documents, each.split([len(one.targets) for one in documents]), strict=True):
+            sums.by_example[document.place] += float(part.sum())
+
+
+def run_packed(model: Any, documents: list[Document], layout: Packed) -> Tensor:
     """Hidden states after the last norm, (T, D), of documents that stand in one row and do not see each other."""
     device = device_of(model)
-    token_ids = [token for tokens in documents for token in tokens]
-    positions = [first_position + place for tokens in documents for place in range(len(tokens))]
-    output = decoder(model)(
-        input_ids=torch.tensor([token_ids], device=device),
-        position_ids=torch.tensor([positions], device=device),
-        use_cache=False,
-        luthier_layout=layout,
-    )
-    hidden_TD: Tensor = output.last_hidden_state[0]
-    return hidden_TD
+    token_ids = [token for document in documents for token in document.inputs]
+    positions = [document.first_position + place for document in documents for place in range(len(document.inputs))]
+    return run(model, to_device([token_ids], device), to_device([positions], device), layout)[0]
+
+
+def run(model: Any, tokens_BL: Tensor, positions_BL: Tensor, layout: Any) -> Tensor:
+    """Hidden states after the last norm, (B, L, D); `layout` says what each token sees."""
+    # A mask of four dimensions is taken by Transformers as it is: without one it would build a mask of T x T for packed rows at each call.
+    no_mask = torch.zeros(1, 1, 1, 1, device=tokens_BL.device)
+    output = decoder(model)(input_ids=tokens_BL, attention_mask=no_mask, position_ids=positions_BL, use_cache=False, luthier_layout=layout)
+    hidden_BLD: Tensor = output.last_hidden_state
+    return hidden_BLD
+
+
+@torch.no_grad()
+def trace(model: Any) -> None:
+    """Send two tokens through the model, for those who want to see which layer is called with what."""
+    run_packed(model, [Document([0, 0], 0)], Packed([2]))
 
 
 def causal_model(model: Any) -> Any:
@@ -96,9 +163,3 @@ def decoder(model: Any) -> nn.Module:
 def device_of(model: Any) -> torch.device:
     device: torch.device = next(causal_model(model).parameters()).device
     return device
-
-
-def head_weight(model: Any) -> Tensor:
-    """The head's rows, (V, D). Where some of them are trained this is a new tensor at each call, which leads to their gradient."""
-    weight: Tensor = causal_model(model).get_output_embeddings().weight
-    return weight

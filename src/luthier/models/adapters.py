@@ -3,6 +3,7 @@
 Adapter weights are fp32, whatever the base is. A stored adapter loads with `PeftModel.from_pretrained` of any other tool.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import peft
 import torch
 from peft.utils import ModulesToSaveWrapper
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.pytorch_utils import Conv1D
@@ -19,6 +21,8 @@ from luthier.errors import ConfigError, ModelError
 from luthier.models import vocabulary, weights
 from luthier.models.load import save_tokenizer
 
+# Layers that choose among experts; trained, they would send tokens elsewhere than the experts were made for.
+ROUTER = re.compile(r"(^|\.)(gate|\w*router\w*|\w*expert_gate)(\.|$)")
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -31,13 +35,15 @@ def add_lora(
     use_rslora: bool,
     seed: int,
     *,
+    layers_to_transform: Sequence[int] = (),
     modules_to_save: Sequence[str] = (),
     trained_tokens: Sequence[int] = (),
 ) -> peft.PeftModel:
     """The model with fresh adapters of rank `r`; only they are trained. The same seed gives the same adapters.
 
-    `target_modules` is all-linear (every linear layer but the head) or names of layers. `modules_to_save` names the embedding and the
-    head where they are trained whole, and `trained_tokens` the ids whose rows are. Raises ConfigError for unknown names.
+    `target_modules` is all-linear (every linear layer but the head and routers) or names of layers; `layers_to_transform` are the numbers of the
+    decoder's layers that get one (none given: all). `modules_to_save` names the embedding and the head where they are trained whole, and
+    `trained_tokens` the ids whose rows are. Raises ConfigError for unknown names.
     """
     saved = _saved_tables(model, modules_to_save)
     wanted = [target_modules] if isinstance(target_modules, str) else target_modules
@@ -48,6 +54,7 @@ def add_lora(
         lora_dropout=lora_dropout,
         target_modules=_targets(model, wanted),
         use_rslora=use_rslora,
+        layers_to_transform=_layers(model, layers_to_transform),
         modules_to_save=saved or None,
         ensure_weight_tying=bool(saved) and vocabulary.tied(model),
         trainable_token_indices=vocabulary.trained_layers(model, trained_tokens) if trained_tokens and not saved else None,
@@ -96,7 +103,8 @@ def _targets(model: Any, wanted: list[str]) -> list[str]:
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D) and module is not head]
     known = sorted({name.rpartition(".")[2] for name in linear})
     if wanted == ["all-linear"]:
-        return known
+        routers = {name.rpartition(".")[2] for name in linear if ROUTER.search(name)}
+        return [name for name in known if name not in routers and not _names_experts(model, name)]
     unknown = [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in linear)]
     if unknown or not wanted:
         raise ConfigError(
@@ -104,7 +112,35 @@ def _targets(model: Any, wanted: list[str]) -> list[str]:
             where="lora.target_modules",
             next_step=f"all-linear, or some of: {', '.join(known)}",
         )
+    if experts := [target for target in wanted if _names_experts(model, target)]:
+        raise ConfigError(
+            f"{', '.join(experts)}: PEFT would take the experts of this model for them, which stay as they are",
+            where="lora.target_modules",
+            next_step="all-linear, which leaves the experts and the router out",
+        )
     return wanted
+
+
+def _names_experts(model: Any, target: str) -> bool:
+    """Whether PEFT takes this name of a layer for the experts that Transformers 5 keeps fused in one tensor."""
+    config = peft.LoraConfig(target_modules=[target])
+    try:
+        convert_peft_config_for_transformers(config, model, None)
+    except ValueError:  # one half of a fused tensor
+        return True
+    return target not in (config.target_modules or [])
+
+
+def _layers(model: Any, wanted: Sequence[int]) -> list[int] | None:
+    """The layers that get an adapter, by number; None stands for all, as PEFT has it."""
+    layers = model.config.get_text_config().num_hidden_layers
+    if wanted and max(wanted) >= layers:
+        raise ConfigError(
+            f"layer {max(wanted)} is not there: this model has {layers}",
+            where="lora.layers_to_transform",
+            next_step=f"numbers from 0 to {layers - 1}",
+        )
+    return sorted(set(wanted)) or None
 
 
 def load_adapter(model: Any, folder: Path, trainable: bool) -> peft.PeftModel:

@@ -18,9 +18,13 @@ def open_tokenizer(config: Config, folder: Path, say: Callable[[str], None] = la
     not belong together, ConfigError where the settings ask for what cannot be trained. `say` gets what is only odd.
     """
     asked, beside = config.settings.tokenizer, config.file.parent
-    own = load.load_tokenizer(folder)
+    # The usual case: the model's own as it is, which is read once.
+    as_it_is = earlier is None and asked.path is None and not asked.add_special_tokens and config.settings.template == "auto"
+    own = load.load_tokenizer(folder, say=say) if as_it_is else load.load_tokenizer(folder)
     for note in alignment.check_alignment(own, folder):
         say(note)
+    if as_it_is:
+        return own
     if earlier is not None and (earlier / TOKENIZER_FILE).is_file():
         return _of_earlier(config, load.load_tokenizer(earlier))
     source = folder if asked.path is None else _other(config)
@@ -44,7 +48,7 @@ def _other(config: Config) -> Path:
 
 
 def _check_trainable(config: Config, own: Any, tokenizer: Any) -> None:
-    if config.settings.lora.modules_to_save or not vocabulary.between(own, tokenizer).replaced:
+    if config.settings.method == "full" or config.settings.lora.modules_to_save or not vocabulary.between(own, tokenizer).replaced:
         return
     raise ConfigError(
         "another tokenizer needs an embedding and a head that are trained and saved, and method: lora leaves them frozen",

@@ -16,6 +16,8 @@ from luthier.records import Machine, Resolved
 SCHEMA = 1
 # The rest is for the system and what else runs.
 USABLE_SHARE = 0.9
+# Compiling takes about ten seconds the first time on a machine, and saves some hundredths of the time after it.
+COMPILING_PAYS_SECONDS = 600
 # Below this a micro-batch is too small for fast matrix products.
 LEAST_MICRO_BATCH_TOKENS = 256
 
@@ -51,6 +53,7 @@ class Plan:
     fits: bool
     next_step: str
     notes: list[str]
+    saved_bytes: int  # by gradient checkpointing, of activations
 
     def lines(self) -> list[str]:
         """The plan for people."""
@@ -86,12 +89,18 @@ def resolve(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataS
     choices = [
         max_length(settings, facts),
         batch_size(settings, facts, rows),
-        learning_rate(facts),
+        learning_rate(facts, settings.method),
         precision(machine),
         max_new_tokens(facts, rows),
     ]
     resolved = [choice for choice in choices if _value(settings, choice.name) == "auto"]
     filled = _fill(settings, resolved)
+    if settings.training.gradient_checkpointing == "auto":
+        resolved.append(gradient_checkpointing(filled, facts, machine, rows))
+        filled = _fill(settings, resolved)
+    if settings.training.compile == "auto":
+        resolved.append(compiling(_seconds(filled, facts, machine, rows, count_updates(filled, rows.train_rows))))
+        filled = _fill(settings, resolved)
     updates = count_updates(filled, rows.train_rows)
     cost = _memory(filled, facts, rows)
     fits = _fits(cost, machine)
@@ -105,6 +114,7 @@ def resolve(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataS
         fits=fits,
         next_step="" if fits else cheapest_change(filled, facts, machine, rows),
         notes=_notes(filled, machine, rows, updates),
+        saved_bytes=sum(_memory(_replace(filled, {"training.gradient_checkpointing": "off"}), facts, rows).values()) - sum(cost.values()),
     )
 
 
@@ -129,14 +139,15 @@ def max_length(settings: Settings, facts: ModelFacts) -> Resolved:
     return Resolved("data.max_length", min(facts.context, most), why)
 
 
-def learning_rate(facts: ModelFacts) -> Resolved:
-    """LoRA's peak rate for a model of this size: straight between the points of the table, in the logarithms, to one digit."""
-    points = rules()["learning_rate"]["points"]
+def learning_rate(facts: ModelFacts, method: str = "lora") -> Resolved:
+    """The peak rate for a model of this size: straight between the points of the method's table, in the logarithms, to one digit."""
+    points = rules()["learning_rate" if method == "lora" else "learning_rate_full"]["points"]
     size = min(max(facts.parameters, points[0][0]), points[-1][0])
     (small, high), (large, low) = next(pair for pair in itertools.pairwise(points) if size <= pair[1][0])
     share = math.log(size / small) / math.log(large / small)
     rate = high * (low / high) ** share
-    why = f"LoRA on {_count(facts.parameters)} parameters: about ten times the rate of full training, lower for larger models"
+    what = "LoRA on {}: about ten times the rate of full training" if method == "lora" else "full training of {}: about a tenth of LoRA's rate"
+    why = f"{what.format(f'{_count(facts.parameters)} parameters')}, lower for larger models"
     return Resolved("training.learning_rate", float(f"{rate:.0e}"), why)
 
 
@@ -156,7 +167,8 @@ def batch_size(settings: Settings, facts: ModelFacts, rows: DataShape) -> Resolv
 
 def precision(machine: Machine) -> Resolved:
     """The faster number format on this machine."""
-    why = f"{machine.bf16_gflops:,.0f} GFLOP/s in bf16, {machine.fp32_gflops:,.0f} in fp32 on {machine.name}"
+    fp16 = f"{machine.fp16_gflops:,.0f} in fp16, " if machine.fp16_gflops else ""
+    why = f"{machine.bf16_gflops:,.0f} GFLOP/s in bf16, {fp16}{machine.fp32_gflops:,.0f} in fp32 on {machine.name}"
     return Resolved("training.precision", machine.faster_precision, why)
 
 
@@ -166,6 +178,31 @@ def max_new_tokens(facts: ModelFacts, rows: DataShape) -> Resolved:
     cap = max(rule["least"], math.ceil(rule["factor"] * rows.answer_p99))
     why = f"99 % of the training answers have at most {rows.answer_p99:,} tokens"
     return Resolved("evaluation.max_new_tokens", min(cap, facts.context), why)
+
+
+def gradient_checkpointing(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape) -> Resolved:
+    """What is computed again in the backward pass: nothing where the run fits, be it in smaller micro-batches, which cost less."""
+
+    def fits(**changes: object) -> bool:
+        return _fits(_memory(_replace(settings, {f"training.{name}": value for name, value in changes.items()}), facts, rows), machine)
+
+    name = "training.gradient_checkpointing"
+    least = min(max(LEAST_MICRO_BATCH_TOKENS, rows.longest), settings.training.micro_batch_tokens)
+    if fits(gradient_checkpointing="off"):
+        return Resolved(name, "off", "the run fits without")
+    if fits(gradient_checkpointing="off", micro_batch_tokens=least):
+        return Resolved(name, "off", "smaller micro-batches cost less")
+    for mode in ("selective", "full"):
+        if fits(gradient_checkpointing=mode):
+            return Resolved(name, mode, f"without it {_size(sum(_memory(_replace(settings, {name: 'off'}), facts, rows).values()))} are needed")
+    return Resolved(name, "full", "the run does not fit without")
+
+
+def compiling(seconds: float) -> Resolved:
+    """Whether the run is long enough to repay a compiler."""
+    long = seconds >= COMPILING_PAYS_SECONDS
+    why = f"the run is predicted to take {'more' if long else 'less'} than {_duration(COMPILING_PAYS_SECONDS)}"
+    return Resolved("training.compile", "on" if long else "off", why)
 
 
 def count_updates(settings: Settings, train_rows: int) -> int:
@@ -183,11 +220,18 @@ def cheapest_change(settings: Settings, facts: ModelFacts, machine: Machine, row
     while tokens >= smallest:
         changes.append((f"training.micro_batch_tokens: {tokens} (the same result, a little slower)", {"training.micro_batch_tokens": tokens}))
         tokens //= 2
-    least = {"training.micro_batch_tokens": min(smallest, settings.training.micro_batch_tokens)}
+    least: dict[str, Any] = {"training.micro_batch_tokens": min(smallest, settings.training.micro_batch_tokens)}
     spelled = f"training.micro_batch_tokens: {least['training.micro_batch_tokens']}"
     if settings.training.precision == "fp32":
         changes.append((f"training.precision: bf16 and {spelled}", {**least, "training.precision": "bf16"}))
-    if settings.lora.r > 8:
+    for mode in ("selective", "full"):
+        changes.append((f"training.gradient_checkpointing: {mode} and {spelled}", {**least, "training.gradient_checkpointing": mode}))
+    least["training.gradient_checkpointing"] = "full"
+    if settings.method == "full":
+        spelled = f"training.gradient_checkpointing: full and {spelled}"
+        changes.append((f"training.optim: adamw_8bit, {spelled}", {**least, "training.optim": "adamw_8bit"}))
+        changes.append((f"method: lora, {spelled}", {**least, "method": "lora"}))
+    elif settings.lora.r > 8:
         changes.append((f"lora.r: 8 and {spelled}", {**least, "lora.r": 8}))
     for text, change in changes:
         if _fits(_memory(_replace(settings, change), facts, rows), machine):
@@ -217,11 +261,14 @@ def _prefix(settings: Settings, rows: DataShape) -> int:
 
 
 def _memory(settings: Settings, facts: ModelFacts, rows: DataShape) -> dict[str, int]:
-    trained = memory.lora_parameters(facts, settings.lora.r, settings.lora.target_modules)
+    training = settings.training
+    recomputed = "off" if training.gradient_checkpointing == "auto" else training.gradient_checkpointing
+    passing = (training.precision, _micro_batch(settings, rows), rows.train_tokens // rows.train_rows, _prefix(settings, rows))
+    if settings.method == "full":
+        return memory.full_run_bytes(facts, *passing, optim=training.optim, recomputed=recomputed)
+    trained = memory.lora_parameters(facts, settings.lora.r, settings.lora.target_modules, settings.lora.layers_to_transform)
     trained += memory.table_parameters(facts, bool(settings.lora.modules_to_save), len(settings.tokenizer.add_special_tokens))
-    return memory.lora_run_bytes(
-        facts, trained, settings.training.precision, _micro_batch(settings, rows), rows.train_tokens // rows.train_rows, _prefix(settings, rows)
-    )
+    return memory.lora_run_bytes(facts, trained, *passing, optim=training.optim, recomputed=recomputed, frozen_base=training.frozen_base)
 
 
 def _seconds(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape, updates: int) -> float:
@@ -230,9 +277,15 @@ def _seconds(settings: Settings, facts: ModelFacts, machine: Machine, rows: Data
     seen = updates * training.batch_size if training.max_steps else round(rows.train_rows * training.num_train_epochs)
     passes = seen / rows.train_rows
     executed = time.executed_tokens(round(passes * rows.train_tokens), seen, updates, _prefix(settings, rows))
-    trained = memory.lora_parameters(facts, settings.lora.r, settings.lora.target_modules)
-    flops = time.lora_flops(facts, trained, executed, round(passes * rows.trained_tokens), rows.train_tokens / rows.train_rows)
-    return time.seconds(flops, machine.bf16_gflops if training.precision == "bf16" else machine.fp32_gflops)
+    trained_tokens, visible_tokens = round(passes * rows.trained_tokens), rows.train_tokens / rows.train_rows
+    if settings.method == "full":
+        flops = time.full_flops(facts, executed, trained_tokens, visible_tokens)
+    else:
+        trained = memory.lora_parameters(facts, settings.lora.r, settings.lora.target_modules, settings.lora.layers_to_transform)
+        flops = time.lora_flops(facts, trained, executed, trained_tokens, visible_tokens)
+    flops += time.recomputed_flops(facts, training.gradient_checkpointing, executed, visible_tokens)
+    rates = {"bf16": machine.bf16_gflops, "fp16": machine.fp16_gflops or machine.fp32_gflops, "fp32": machine.fp32_gflops}
+    return time.seconds(flops, rates[training.precision])
 
 
 def _notes(settings: Settings, machine: Machine, rows: DataShape, updates: int) -> list[str]:
@@ -265,7 +318,8 @@ def _replace(settings: Settings, values: dict[str, Any]) -> Settings:
     """The settings with other values under dotted names ("training.batch_size")."""
     for name, value in values.items():
         section, _, key = name.partition(".")
-        settings = settings.model_copy(update={section: getattr(settings, section).model_copy(update={key: value})})
+        changed = getattr(settings, section).model_copy(update={key: value}) if key else value
+        settings = settings.model_copy(update={section: changed})
     return settings
 
 

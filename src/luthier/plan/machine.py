@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import platform
+import time
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -12,6 +13,7 @@ from luthier import files
 from luthier.errors import RunError
 from luthier.records import Machine
 
+LOADED = time.monotonic()
 MACHINE_FILE = "machine.json"
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86 names, then ARM's
 
@@ -30,12 +32,12 @@ def stored_machine(home: Path) -> Machine | None:
     if not path.is_file():
         return None
     stored = files.read_json(path)
-    wanted = {field.name for field in dataclasses.fields(Machine)}
+    wanted = {field.name for field in dataclasses.fields(Machine) if field.default is dataclasses.MISSING}
     problem = _what_is_wrong(stored, wanted)
     if problem:
         raise RunError(problem, where=str(path), next_step="luthier doctor measures this machine again")
-    rates = {name: float(stored[name]) for name in ("bf16_gflops", "fp32_gflops")}
-    return Machine(**{name: stored[name] for name in wanted} | rates)
+    rates = {name: float(stored[name]) for name in ("bf16_gflops", "fp32_gflops")} | {"fp16_gflops": float(stored.get("fp16_gflops", 0))}
+    return Machine(**{name: stored[name] for name in wanted} | rates, attention=str(stored.get("attention", "")))
 
 
 def store_machine(home: Path, machine: Machine) -> Path:
@@ -64,6 +66,16 @@ def this_machine_without_torch() -> Machine:
     cores = usable_cores()
     bf16 = rate["bf16_units"] if flags & BF16_FLAGS else rate["bf16_emulated"]
     return Machine("cpu", f"{name} (rates not measured)", cores, memory_bytes(), float(bf16 * cores), float(rate["fp32"] * cores))
+
+
+def process_seconds() -> float:
+    """How long this process has been running: since the system started it where that is told (Linux), else since this module was loaded."""
+    try:
+        # The 22nd field, in ticks since the machine started; the second is a name in parentheses, which may hold blanks.
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):
+        return time.monotonic() - LOADED
 
 
 def usable_cores() -> int:

@@ -1,4 +1,4 @@
-"""How long a LoRA run takes: floating-point operations over a measured rate. Always an estimate, and training only."""
+"""How long a run takes: floating-point operations over a measured rate. Always an estimate, and training only."""
 
 from luthier.models.facts import ModelFacts
 from luthier.plan.memory import body_parameters
@@ -28,6 +28,22 @@ def lora_flops(facts: ModelFacts, trained: int, executed: int, trained_tokens: i
     """
     per_token = 4 * body_parameters(facts) + 6 * trained + 3 * attention_flops(facts, visible_tokens)
     return executed * per_token + trained_tokens * 4.0 * facts.vocabulary * facts.hidden
+
+
+def full_flops(facts: ModelFacts, executed: int, trained_tokens: int, visible_tokens: float) -> float:
+    """Operations of a run that trains every weight: executed * (6 * body + 3 * attention) + trained_tokens * 6 * vocabulary * hidden."""
+    per_token = 6 * body_parameters(facts) + 3 * attention_flops(facts, visible_tokens)
+    return executed * per_token + trained_tokens * 6.0 * facts.vocabulary * facts.hidden
+
+
+def recomputed_flops(facts: ModelFacts, recomputed: str, executed: int, visible_tokens: float) -> float:
+    """Operations that gradient checkpointing adds: the blocks' forward pass (full), or two of the MLP's three products (selective)."""
+    per_token = {
+        "off": 0.0,
+        "selective": 4.0 * facts.layers * facts.hidden * facts.intermediate,
+        "full": 2 * body_parameters(facts) + attention_flops(facts, visible_tokens),
+    }
+    return executed * per_token[recomputed]
 
 
 def seconds(flops: float, gflops: float) -> float:

@@ -44,11 +44,11 @@ def evaluate(run: RunFolder, reporter: Reporter | None = None, *, data: str | No
 
     base_rows = rows[: asked.base_rows]
     examples = _examples(run, asked, base_rows, engine, reporter) if asked.shots else []
-    with opening.as_base(engine):
-        columns = [Column("base", _ask(engine, base_rows, [], asked, "base", reporter))]
+    with opening.as_base(engine, run) as base:
+        columns = [Column("base", _ask(base, base_rows, [], asked, "base", reporter))]
         if examples:
             name = f"base_{len(examples)}shot"
-            columns.append(Column(name, _ask(engine, base_rows, examples, asked, f"base with {len(examples)} examples", reporter)))
+            columns.append(Column(name, _ask(base, base_rows, examples, asked, f"base with {len(examples)} examples", reporter)))
     columns.append(Column("tuned", _ask(engine, rows, [], asked, "tuned", reporter)))
 
     scorecard = Scorecard(

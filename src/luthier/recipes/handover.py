@@ -33,6 +33,8 @@ def export(run: RunFolder, to: str, reporter: Reporter | None = None, *, folder:
         raise CallError(f"no such export: {to}", where="--to", next_step=f"one of: {', '.join(TARGETS)}")
     if precision not in merged.DTYPES:
         raise CallError(f"no such number format: {precision}", where="--precision", next_step=f"one of: {', '.join(merged.DTYPES)}")
+    if to == "adapter" and run.model.is_dir():
+        raise CallError("this run trained every weight and has no adapter", where="--to", next_step="--to merged gives its model")
     target = _target(run, to, folder)
     config = load_config(run.config)
     trained = opening.open_trained(run, reporter, "fp32")

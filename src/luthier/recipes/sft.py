@@ -2,9 +2,12 @@
 
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import itertools
 import platform
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +23,25 @@ from luthier.data.prepare import Prepared, Rows
 from luthier.data.read.source import is_local
 from luthier.data.tokenize import prompt_ids
 from luthier.diagnose.report import write_report
-from luthier.engine import Engine, opening, probe
+from luthier.engine import Engine, fp8, frozen, opening, probe
 from luthier.errors import ConfigError, DataError, LuthierError
 from luthier.evaluate import metrics
 from luthier.models import facts, find, templates
+from luthier.models.facts import ModelFacts
 from luthier.plan import choose, shape
 from luthier.plan.choose import Plan
+from luthier.plan.machine import process_seconds
 from luthier.records import StepReport
 from luthier.reporting import Bar, Reporter, Silent
 from luthier.run_folder import RunFolder
 from luthier.serve import contract
 from luthier.stopping import stopping_on_signals
-from luthier.train import checkpoint, loop, order, schedule
+from luthier.train import checkpoint, loop, order, schedule, trial
 from luthier.train.checkpoint import Place
 from luthier.version import VERSION
 
+# Rows whose loss tells what a frozen base in 8 bits costs.
+GAP_ROWS = 32
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 
 
@@ -47,13 +54,15 @@ class Interrupted(LuthierError):
 
 
 def fit(config: Config, reporter: Reporter | None = None, *, title: str = "", resume: RunFolder | None = None) -> RunFolder:
-    """Train as `config` says; returns the run folder, with the adapter in PEFT's format and the report.
+    """Train as `config` says; returns the run folder, with the adapter in PEFT's format (method: full: the model in Transformers') and the report.
 
     Broken data stops it before a model is fetched or loaded. `resume` goes on from that run's newest whole checkpoint.
     """
     reporter = reporter or Silent()
     config = _with_earlier_adapter(config)
     asked = config.settings
+    probe.require_attention(asked.training.attn_implementation, opening.device_of(asked))
+    fp8.require(asked.training.frozen_base, asked.method, asked.training.precision, opening.device_of(asked))
     rows = prepare.load_rows(asked.data, config.file.parent, asked.seed, reporter)
     _check_answers(rows)
     metrics.check(asked.evaluation.metrics, [row.answer for row in rows.held_out])
@@ -79,16 +88,23 @@ def fit(config: Config, reporter: Reporter | None = None, *, title: str = "", re
     run = resume or _begin(config, plan, prepared, folder, title)
     # From the run's own settings: they name files and runs wherever one stands, and go on to mean the same (init_from: last).
     engine = opening.start(load_config(run.config), plan.settings, folder, tokenizer)
-    place = Place(0, prepared.sha256, plan.settings.seed, str(plan.settings.training.precision))
+    place = Place(0, prepared.sha256, plan.settings.seed, str(plan.settings.training.precision), plan.settings.training.optim)
     if resume:
         place = _restore(run, engine, place, reporter)
     contract.write(run, tokenizer, engine.stop_ids, prepared.rows.train)
-    engine.check(prepared.train[int(prepared.lengths.argmin())])
+    engine.check(prepared.train[int(prepared.lengths.argmin())], longest=int(prepared.lengths.max()))
+    for note in engine.notes:
+        reporter.say(note)
     if engine.plain_reason:
         reporter.say(f"the plain path is used, one row at a time: {engine.plain_reason}")
+    if plan.settings.training.frozen_base == "fp8":
+        _tell(run, reporter, engine.quantize_frozen(list(itertools.islice(prepared.held_out or prepared.train, GAP_ROWS))))
+    if engine.recomputing.mode != "off":
+        _tell(run, reporter, _price_of_checkpointing(engine, prepared, plan))
+    _try_worst_update(run, engine, prepared, plan, model_facts, reporter)
     _train(run, engine, prepared, plan, reporter, place)
 
-    engine.save_state(run.adapter, base_name=asked.model)
+    engine.save_state(run.model if asked.method == "full" else run.adapter, base_name=asked.model)
     write_report(run)
     run.say("finished")
     return run
@@ -106,10 +122,12 @@ def _check_answers(rows: Rows) -> None:
 
 
 def _with_earlier_adapter(config: Config) -> Config:
-    """With `init_from` the earlier run's adapter decides every `lora` setting; one that was given and says otherwise is refused."""
+    """With `init_from` the earlier run's adapter, where there is one, decides every `lora` setting; what was given and differs is refused."""
     if not config.settings.init_from:
         return config
     earlier = opening.earlier_run(config)
+    if config.settings.method == "full":
+        return config
     kept = load_config(earlier.config).settings.lora
     for name, value in kept:
         asked = getattr(config.settings.lora, name)
@@ -177,6 +195,25 @@ def _environment(folder: Path) -> dict[str, Any]:
     }
 
 
+def _price_of_checkpointing(engine: Engine, prepared: Prepared, plan: Plan) -> str:
+    """What computing activations again costs, timed on a row of usual length, and what it is expected to save."""
+    row = prepared.train[int(prepared.lengths.argsort()[len(prepared.lengths) // 2])]
+    price, saved = engine.price_of_checkpointing([row]), plan.saved_bytes / 1e9
+    mode, tokens = engine.recomputing.mode, len(row.token_ids)
+    return f"gradient_checkpointing: {mode} takes {price:+.0%} time (on {tokens} tokens) and saves about {saved:.2g} GB"
+
+
+def _try_worst_update(run: RunFolder, engine: Engine, prepared: Prepared, plan: Plan, model_facts: ModelFacts, reporter: Reporter) -> None:
+    """Before the first update: does the largest one fit, and what does it take?"""
+    training = plan.settings.training
+    worst = [prepared.train[place] for place in trial.worst_rows(prepared.lengths, int(training.batch_size))]
+    chosen = plan.settings.model_dump(include={"method", "lora", "training"})
+    matters = {"settings": chosen, "facts": model_facts, "machine": plan.machine}
+    smaller = plan.next_step or f"training.micro_batch_tokens: {max(1, training.micro_batch_tokens // 2)}"
+    measured = trial.measure(engine, worst, trial.trial_file(files.home(), matters, worst), smaller)
+    _tell(run, reporter, measured.line(sum(plan.memory_bytes.values())))
+
+
 def _train(run: RunFolder, engine: Engine, prepared: Prepared, plan: Plan, reporter: Reporter, place: Place) -> None:
     """Every update after `place`."""
     settings = plan.settings
@@ -192,21 +229,27 @@ def _train(run: RunFolder, engine: Engine, prepared: Prepared, plan: Plan, repor
     )
 
     def save(step: int) -> None:
-        checkpoint.save(run, engine, Place(step, place.data_sha256, place.seed, place.precision), keep=training.save_total_limit)
+        checkpoint.save(run, engine, dataclasses.replace(place, step=step), keep=training.save_total_limit)
 
     def skip(skipped: loop.Skipped) -> None:
         run.add_skipped(skipped.step, skipped.rows)
-        run.say(str(skipped))
-        reporter.say(str(skipped))
+        _tell(run, reporter, str(skipped))
 
-    with reporter.bar("training", course.updates) as bar, stopping_on_signals() as stop:
+    def spare() -> AbstractContextManager[object]:
+        told = functools.partial(_tell, run, reporter)
+        return frozen.cached(engine, prepared.train, run.path, told) if training.cache_frozen_layers else nullcontext()
+
+    with spare(), reporter.bar("training", course.updates) as bar, stopping_on_signals() as stop:
         watchers = [
+            _first_update_teller(run, engine, reporter),
             run.add_step,
             _teller(bar, reporter, course.updates, training.logging_steps),
             _saver(save, settings, len(prepared.train), course.updates),
             _evaluator(run, engine, prepared, settings, course.updates, reporter),
         ]
-        done = loop.fit(engine, prepared.train, course, watchers, stop, done=place.step, on_skip=skip)
+        on_rows = run.add_rows if training.rows_file else None
+        seen_at = _weights_seen_at(settings, len(prepared.train), course.updates)
+        done = loop.fit(engine, prepared.train, course, watchers, stop, done=place.step, on_skip=skip, on_rows=on_rows, looks_at_weights=seen_at)
     if done < course.updates:
         save(done)
         run.say(f"stopped by signal {stop.signal} after step {done}")
@@ -222,6 +265,26 @@ def _restore(run: RunFolder, engine: Engine, expected: Place, reporter: Reporter
     run.forget_after(place.step)
     reporter.say(f"resumed from {path}")
     return place
+
+
+def _tell(run: RunFolder, reporter: Reporter, line: str) -> None:
+    """Say a line, and keep it in the run's log."""
+    run.say(line)
+    reporter.say(line)
+
+
+def _first_update_teller(run: RunFolder, engine: Engine, reporter: Reporter) -> loop.Watcher:
+    """Says what the rows of the first update shared, and logs how long the process took until it began."""
+    told = False
+
+    def tell(report: StepReport) -> None:
+        nonlocal told
+        if not told:
+            _tell(run, reporter, f"shared beginnings in the first update: {engine.sharing}")
+            run.say(f"the first update began {process_seconds() - report.seconds:.1f} s after the start of the program")
+        told = True
+
+    return tell
 
 
 def _teller(bar: Bar, reporter: Reporter, updates: int, every: int) -> loop.Watcher:
@@ -242,7 +305,7 @@ def _teller(bar: Bar, reporter: Reporter, updates: int, every: int) -> loop.Watc
     return tell
 
 
-def _saver(save: Any, settings: Settings, rows: int, updates: int) -> loop.Watcher:
+def _saves_at(settings: Settings, rows: int, updates: int) -> Callable[[int], bool]:
     training = settings.training
     batch_size = int(training.batch_size)
 
@@ -250,6 +313,23 @@ def _saver(save: Any, settings: Settings, rows: int, updates: int) -> loop.Watch
         if training.save_strategy == "epoch":
             return step == updates or step * batch_size // rows > (step - 1) * batch_size // rows
         return training.save_strategy == "steps" and (step == updates or step % training.save_steps == 0)
+
+    return due
+
+
+def _evaluates_at(settings: Settings, updates: int) -> Callable[[int], bool]:
+    every = settings.evaluation.every_steps
+    return lambda step: step == updates or bool(every and step % every == 0)
+
+
+def _weights_seen_at(settings: Settings, rows: int, updates: int) -> Callable[[int], bool]:
+    """The updates after which a watcher wants the weights as they are then."""
+    saves, evaluates = _saves_at(settings, rows, updates), _evaluates_at(settings, updates)
+    return lambda step: saves(step) or evaluates(step)
+
+
+def _saver(save: Any, settings: Settings, rows: int, updates: int) -> loop.Watcher:
+    due = _saves_at(settings, rows, updates)
 
     def watch(report: StepReport) -> None:
         if due(report.step):
@@ -260,13 +340,13 @@ def _saver(save: Any, settings: Settings, rows: int, updates: int) -> loop.Watch
 
 def _evaluator(run: RunFolder, engine: Engine, prepared: Prepared, settings: Settings, updates: int, reporter: Reporter) -> loop.Watcher:
     """Measures the held-out loss every so often and at the end, and shows a few answers where that is asked for."""
-    every = settings.evaluation.every_steps
+    due = _evaluates_at(settings, updates)
     # A plain text asks nothing, and of a chat that was split the whole may be too long to be asked.
     asking = ((row, prompt_ids(row.prompt, engine.tokenizer, row.tools)) for row in prepared.rows.held_out if row.prompt)
     shown = list(itertools.islice(((row, ids) for row, ids in asking if engine.has_room(ids)), settings.evaluation.sample_answers))
 
     def watch(report: StepReport) -> None:
-        if not prepared.held_out or not (report.step == updates or (every and report.step % every == 0)):
+        if not prepared.held_out or not due(report.step):
             return
         loss = engine.held_out_loss(prepared.held_out)
         run.add_evaluation(report.step, loss, {})

@@ -89,7 +89,9 @@ def _values(settings: Settings) -> dict[str, Any]:
     return {
         "DEVICE": settings.device,
         "SEED": settings.seed,
-        "LORA": settings.lora.model_dump(),
+        "LORA": {
+            name: value for name, value in settings.lora.model_dump().items() if value or name != "layers_to_transform"
+        },  # PEFT refuses an empty list
         "PRECISION": training.precision,
         "BATCH_SIZE": training.batch_size,
         "EPOCHS": training.num_train_epochs,

@@ -3,15 +3,16 @@
 safetensors and JSON only. `manifest.json` holds the sha256 of every file, so that a damaged one is found and named.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from luthier import files
-from luthier.engine import Engine
+from luthier.engine import Engine, optimizers
+from luthier.engine.precision import LossScale
 from luthier.errors import RunError
 from luthier.run_folder import RunFolder
 
@@ -26,16 +27,17 @@ class Place:
     data_sha256: str
     seed: int
     precision: str
+    optim: str = "adamw"
 
 
 def save(run: RunFolder, engine: Engine, place: Place, keep: int) -> Path:
     """Write checkpoints/step-N and then delete all but the newest `keep`."""
 
     def fill(folder: Path) -> None:
-        save_file({name: parameter.detach().contiguous() for name, parameter in _trained(engine)}, folder / "trained.safetensors")
+        save_file({name: weight.detach().contiguous() for name, weight in engine.masters.weights.items()}, folder / "trained.safetensors")
         save_file(_moments(engine), folder / "optimizer.safetensors")
-        state = {"step": place.step, "data_sha256": place.data_sha256, "seed": place.seed, "precision": place.precision}
-        files.write_json(folder / "state.json", state)
+        scale = {} if engine.loss_scale is None else {"loss_scale": dataclasses.asdict(engine.loss_scale)}
+        files.write_json(folder / "state.json", dataclasses.asdict(place) | scale)
         files.write_json(folder / "manifest.json", {path.name: files.sha256(path) for path in sorted(folder.iterdir())})
 
     path = files.build_folder(run.checkpoints / f"step-{place.step:06d}", fill)
@@ -87,8 +89,7 @@ def damage(path: Path) -> str:
 def load(path: Path, engine: Engine) -> Place:
     """Put a checkpoint into the engine: weights and moments, to the bit."""
     stored = load_file(path / "trained.safetensors")
-    parameters = dict(_trained(engine))
-    shapes, wanted = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (stored, parameters))
+    shapes, wanted = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (stored, engine.masters.weights))
     if shapes != wanted:
         different = min(name for name, _ in shapes.items() ^ wanted.items())
         raise RunError(
@@ -96,11 +97,16 @@ def load(path: Path, engine: Engine) -> Place:
             where=str(path),
             next_step="resume with the run's own config.yaml",
         )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(stored[name])
+    state = files.read_json(path / "state.json")
+    scale = state.pop("loss_scale", None)
+    place = Place(**state)
+    if place.optim != engine.optim:
+        raise _changed("optim", place.optim, engine.optim, path)
+    engine.masters.load(stored)
     _restore_moments(engine, load_file(path / "optimizer.safetensors"))
-    return Place(**files.read_json(path / "state.json"))
+    if engine.loss_scale is not None and scale is not None:
+        engine.loss_scale = LossScale(**scale)
+    return place
 
 
 def check_same_run(stored: Place, now: Place, path: Path) -> None:
@@ -108,23 +114,23 @@ def check_same_run(stored: Place, now: Place, path: Path) -> None:
     for name in ("data_sha256", "seed", "precision"):
         before, after = getattr(stored, name), getattr(now, name)
         if before != after:
-            what = "the training rows have changed" if name == "data_sha256" else f"{name} was {before} and is now {after}"
-            raise RunError(what, where=str(path), next_step="restore it to go on, or start a new run from this one's adapter: init_from")
+            raise _changed(name, before, after, path)
 
 
-def _trained(engine: Engine) -> list[tuple[str, torch.nn.Parameter]]:
-    return [(name, parameter) for name, parameter in engine.model.named_parameters() if parameter.requires_grad]
+def _changed(name: str, before: object, after: object, path: Path) -> RunError:
+    what = "the training rows have changed" if name == "data_sha256" else f"{name} was {before} and is now {after}"
+    return RunError(what, where=str(path), next_step="restore it to go on, or start a new run from what this one trained: init_from")
 
 
 def _moments(engine: Engine) -> dict[str, torch.Tensor]:
-    state: Any = engine.adam.state
-    return {f"{name}/{key}": value.detach().contiguous() for name, parameter in _trained(engine) for key, value in state.get(parameter, {}).items()}
+    kept = ((name, optimizers.moments(engine.optimizer, weight)) for name, weight in engine.masters.weights.items())
+    return {f"{name}/{key}": value for name, moments in kept for key, value in moments.items()}
 
 
 def _restore_moments(engine: Engine, stored: dict[str, torch.Tensor]) -> None:
-    for name, parameter in _trained(engine):
-        keys = ("step", "exp_avg", "exp_avg_sq")
-        if f"{name}/step" in stored:
-            # AdamW keeps its count of steps on the CPU, the moments beside the weights.
-            moments = {key: stored[f"{name}/{key}"] for key in keys}
-            engine.adam.state[parameter] = {key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()}
+    moments: dict[str, dict[str, torch.Tensor]] = {name: {} for name in engine.masters.weights}
+    for key, value in stored.items():
+        name, _, which = key.rpartition("/")
+        moments[name][which] = value
+    for name, weight in engine.masters.weights.items():
+        optimizers.restore(engine.optimizer, weight, moments[name])

@@ -12,14 +12,18 @@ import torch
 
 from luthier.engine import Engine
 from luthier.errors import RunError
-from luthier.records import Source, StepReport, TokenizedExample
+from luthier.records import Source, StepReport, TokenizedExample, UpdateLoss
 from luthier.stopping import Stop
 from luthier.train import order, schedule
 
 Watcher = Callable[[StepReport], None]
+# Told at every update: its number, its examples and the mean loss of each of them (NaN too).
+RowWatcher = Callable[[int, list[TokenizedExample], list[float]], None]
 # One bad row may pass; three updates in a row mean that the weights or the rate are wrong.
 MOST_SKIPPED = 3
 ROWS_SHOWN = 8
+# Gives what came of an update; on a GPU it waits for that update.
+Reading = Callable[[], tuple[UpdateLoss, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +47,11 @@ class Skipped:
     loss: float
     grad_norm: float  # NaN where the loss was not finite already
     rows: list[Source]
+    overflowed: bool = False  # fp16's loss scale was too high: the rows are not to blame
 
     def __str__(self) -> str:
+        if self.overflowed:
+            return f"step {self.step} is skipped: its gradients were too large for fp16; the loss scale is halved (usual in a run's first steps)"
         more = f" and {len(self.rows) - ROWS_SHOWN} more" if len(self.rows) > ROWS_SHOWN else ""
         rows = ", ".join(str(row) for row in self.rows[:ROWS_SHOWN]) + more
         return f"step {self.step} is skipped: the loss is {self.loss} and the gradient norm {self.grad_norm} (rows {rows})"
@@ -59,13 +66,17 @@ def fit(
     *,
     done: int = 0,
     on_skip: Callable[[Skipped], None] = lambda skipped: None,
+    on_rows: RowWatcher | None = None,
+    looks_at_weights: Callable[[int], bool] = lambda step: True,
 ) -> int:
     """Train from update `done` to the end of the course, or until `stop` says so. Returns the updates that are done.
 
-    An update whose loss or gradient is not finite is skipped, and told to `on_skip` only. Raises RunError after MOST_SKIPPED of them in a row.
+    An update whose loss or gradient is not finite is skipped, and told to `on_skip` and `on_rows` only. Raises RunError after
+    MOST_SKIPPED of them in a row. A GPU goes on while the update before is told; not so after a step of which `looks_at_weights` says that
+    a watcher will find its weights in the engine.
     """
     engine.require_trained_parameters()
-    skipped_in_a_row = 0
+    teller = _Teller(engine, examples, course, watchers, on_skip, on_rows)
     for update in range(done, course.updates):
         start = time.perf_counter()
         # Every draw of an update (dropout) comes from the seed and the update's number: a resumed run draws the same.
@@ -74,35 +85,87 @@ def fit(
         rate = schedule.learning_rate(
             update, peak=course.learning_rate, shape=course.lr_scheduler_type, warmup=course.warmup_steps, updates=course.updates
         )
-        measured = engine.forward_backward(rows)
-        grad_norm = engine.optimizer_step(rate) if math.isfinite(measured.loss) else engine.forget_gradients()
+        sent = _Sent(update + 1, rows, rate, start, _run(engine, rows, rate, row_losses=on_rows is not None))
+        teller.add(sent, at_once=not engine.reads_late or update + 1 == course.updates or looks_at_weights(update + 1))
+        if stop.signal:
+            teller.tell()
+            return update + 1
+    return course.updates
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """An update that ran, or that a GPU is running."""
+
+    step: int
+    rows: list[TokenizedExample]
+    learning_rate: float
+    start: float
+    read: Reading
+
+
+def _run(engine: Engine, rows: list[TokenizedExample], learning_rate: float, *, row_losses: bool) -> Reading:
+    if engine.reads_late and not row_losses:
+        return engine.send_update(rows, learning_rate)
+    measured = engine.forward_backward(rows, row_losses=row_losses)
+    grad_norm = engine.optimizer_step(learning_rate) if math.isfinite(measured.loss) else engine.forget_gradients()
+    return lambda: (measured, grad_norm)
+
+
+@dataclass(slots=True)
+class _Teller:
+    """Tells what came of each update: at once, or when the next one is on its way."""
+
+    engine: Engine
+    examples: Sequence[TokenizedExample]
+    course: Course
+    watchers: list[Watcher]
+    on_skip: Callable[[Skipped], None]
+    on_rows: RowWatcher | None
+    waiting: _Sent | None = None
+    skipped_in_a_row: int = 0
+    last_read: float = 0.0
+
+    def add(self, sent: _Sent, *, at_once: bool) -> None:
+        self.tell()
+        self.waiting = sent
+        if at_once:
+            self.tell()
+
+    def tell(self) -> None:
+        """Tell of the update that waits for it, if there is one. Raises RunError after MOST_SKIPPED in a row."""
+        if self.waiting is None:
+            return
+        sent, self.waiting = self.waiting, None
+        measured, grad_norm = sent.read()
+        # A GPU began this update when the one before it was done.
+        began, self.last_read = max(sent.start, self.last_read), time.perf_counter()
+        if self.on_rows and measured.row_losses is not None:
+            self.on_rows(sent.step, sent.rows, measured.row_losses)
         if not (math.isfinite(measured.loss) and math.isfinite(grad_norm)):
-            skipped = Skipped(update + 1, measured.loss, grad_norm, [row.source for row in rows])
-            on_skip(skipped)
-            skipped_in_a_row += 1
-            if skipped_in_a_row == MOST_SKIPPED:
-                raise not_finite(skipped)
-            if stop.signal:
-                return update + 1
-            continue
-        skipped_in_a_row = 0
+            self._skip(Skipped(sent.step, measured.loss, grad_norm, [row.source for row in sent.rows], self.engine.overflowed))
+            return
+        self.skipped_in_a_row = 0
         report = StepReport(
-            step=update + 1,
-            epoch=round(min((update + 1) * course.batch_size, course.examples_seen) / len(examples), 4),
+            step=sent.step,
+            epoch=round(min(sent.step * self.course.batch_size, self.course.examples_seen) / len(self.examples), 4),
             loss=measured.loss,
             grad_norm=grad_norm,
-            learning_rate=rate,
+            learning_rate=sent.learning_rate,
             logical_tokens=measured.logical_tokens,
             executed_tokens=measured.executed_tokens,
             trained_tokens=measured.trained_tokens,
-            seconds=round(time.perf_counter() - start, 4),
+            seconds=round(self.last_read - began, 4),
             peak_bytes=peak_bytes(),
         )
-        for watcher in watchers:
+        for watcher in self.watchers:
             watcher(report)
-        if stop.signal:
-            return update + 1
-    return course.updates
+
+    def _skip(self, skipped: Skipped) -> None:
+        self.on_skip(skipped)
+        self.skipped_in_a_row += not skipped.overflowed
+        if self.skipped_in_a_row == MOST_SKIPPED:
+            raise not_finite(skipped)
 
 
 def not_finite(last: Skipped) -> RunError:

@@ -1,0 +1,38 @@
+"""Luthier's plain twin in fp32: the losses that every tool is held against. Its speed is shown to nobody."""
+
+import time
+from pathlib import Path
+
+import torch
+from protocol import Record, Update, read_job
+
+from luthier.engine import reference
+from luthier.models import adapters, load
+from luthier.records import Source, TokenizedExample
+
+
+def main() -> None:
+    job = read_job()
+    record = Record(job)
+    model = load.load_model(Path(job.model), "fp32", "cpu").requires_grad_(job.method == "full")
+    if job.method == "lora":
+        model = adapters.load_adapter(model, Path(job.adapter), trainable=True)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    adam = torch.optim.AdamW(parameters, lr=job.learning_rate, weight_decay=0.0)
+    rows = [TokenizedExample(row["ids"], [bool(one) for one in row["trained"]], Source("rows", n)) for n, row in enumerate(job.read_rows(), start=1)]
+    for start in range(0, len(rows), job.batch_size):
+        record.begin_micro_batch()
+        began = time.perf_counter()
+        batch = rows[start : start + job.batch_size]
+        loss = reference.forward_backward(model, batch)
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
+        adam.step()
+        adam.zero_grad()
+        tokens = sum(len(row.token_ids) for row in batch)
+        trained = sum(sum(row.trained[1:]) for row in batch)
+        record.end_update(Update(loss, norm, time.perf_counter() - began, tokens, tokens, trained))
+    record.answer()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Answers as text: stop strings, and pieces that can be shown while an answer is made."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.errors import CallError
+
+# Control tokens have no text: so many of them may stand inside a stop string and it is still found.
+SPARE_TOKENS = 8
+# A character whose bytes are not all there yet.
+UNFINISHED = "\ufffd"
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """How the tokens of an answer become its text, which ends before the first of `stop`."""
+
+    tokenizer: Any
+    stop: tuple[str, ...] = ()
+
+    def of(self, ids: list[int]) -> str:
+        """The text of a whole answer."""
+        return self._until_stop(self._decode(ids))
+
+    def ended(self, ids: list[int]) -> bool:
+        """Whether the newest of these tokens completes a stop string."""
+        if not self.stop:
+            return False
+        # Every token but a control token has at least one byte, so the newest ones hold all of it; the rest need not be decoded each time.
+        newest = ids[-(max(len(string.encode()) for string in self.stop) + SPARE_TOKENS) :]
+        return self._holds_stop(self._decode(newest)) and self._holds_stop(self._decode(ids))
+
+    def pieces(self, new_ids: Iterator[int]) -> Iterator[str]:
+        """Text as it grows. What may still become a stop string waits, and so does a character that is not whole yet."""
+        ids: list[int] = []
+        said = ""
+        for token in new_ids:
+            ids.append(token)
+            text = self._decode(ids)
+            if text.endswith(UNFINISHED):
+                continue
+            ready = self._certain(text)
+            if len(ready) > len(said):
+                yield ready[len(said) :]
+                said = ready
+        rest = self.of(ids)[len(said) :]
+        if rest:
+            yield rest
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+    def _holds_stop(self, text: str) -> bool:
+        return any(string in text for string in self.stop)
+
+    def _until_stop(self, text: str) -> str:
+        return text[: min((text.index(string) for string in self.stop if string in text), default=len(text))]
+
+    def _certain(self, text: str) -> str:
+        """The text without a stop string, and without an end that a stop string begins with."""
+        until = self._until_stop(text)
+        if len(until) < len(text):
+            return until
+        begun = [length for string in self.stop for length in range(1, len(string)) if text.endswith(string[:length])]
+        return text[: len(text) - max(begun, default=0)]
+
+
+def text_of(tokenizer: Any, stop: str | Sequence[str]) -> Text:
+    """The texts that `tokenizer` gives, up to one or more stop strings. Raises CallError for an empty one."""
+    strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(strings):
+        raise CallError("a stop string is empty", where="stop", next_step="leave it out, or give the text that ends an answer")
+    return Text(tokenizer, strings)

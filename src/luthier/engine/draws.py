@@ -1,0 +1,61 @@
+"""Dropout that does not depend on the cut: every mask is drawn from (update, module, example), wherever the example runs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# Shares are rounded to this many levels; what is kept is scaled by the rounded share, so the mean stays exact.
+LEVELS = 65536
+
+
+@dataclass(slots=True)
+class Draws:
+    """What the masks of the micro-batch at hand are drawn from: the update's seed, and each document's place and length."""
+
+    seed: int = 0
+    documents: list[tuple[int, int]] = field(default_factory=list)
+
+    def begin_update(self) -> None:
+        """One number from torch's generator, which the training loop seeds for every update, stands for all draws of an update."""
+        self.seed = int(torch.randint(2**62, ()))
+
+    def kept(self, module: int, width: int, p: float, device: torch.device) -> Tensor:
+        """(T, width), True where the input of `module` is kept."""
+        return torch.cat([self._kept([self.seed, module, place], (tokens, width), p, device) for place, tokens in self.documents])
+
+    def _kept(self, key: list[int], shape: tuple[int, int], p: float, device: torch.device) -> Tensor:
+        if device.type == "cpu":
+            drawn = np.random.Generator(np.random.SFC64(key)).integers(0, LEVELS, shape, dtype=np.uint16)
+            return torch.from_numpy(drawn >= round(p * LEVELS))
+        generator = torch.Generator(device).manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+        return torch.randint(LEVELS, shape, generator=generator, device=device, dtype=torch.int32) >= round(p * LEVELS)
+
+
+def install(dropouts: list[Any], draws: Draws) -> Callable[[], None]:
+    """Give these modules masks from `draws`. Returns the call that gives torch's own back."""
+    for place, module in enumerate(dropouts):
+        module.forward = _forward_of(module, place, draws)
+
+    def give_back() -> None:
+        for module in dropouts:
+            module.__dict__.pop("forward", None)
+
+    return give_back
+
+
+def _forward_of(module: nn.Dropout, place: int, draws: Draws) -> Callable[[Tensor], Tensor]:
+    plain: Any = type(module).forward
+
+    def forward(x: Tensor) -> Tensor:
+        tokens = x.numel() // x.shape[-1]
+        if not module.training or tokens != sum(length for _, length in draws.documents):
+            output: Tensor = plain(module, x)  # a call from elsewhere, which knows no documents
+            return output
+        kept = draws.kept(place, x.shape[-1], module.p, x.device).view(x.shape)
+        return x * kept * (LEVELS / (LEVELS - round(module.p * LEVELS)))
+
+    return forward

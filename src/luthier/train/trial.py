@@ -1,0 +1,88 @@
+"""One real step on the worst update before the first: what it needs is measured, and told beside what was predicted.
+
+Nothing is learned from it. What was measured is kept in the cache folder, so that the same run on the same machine starts at once.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from luthier import files
+from luthier.engine import Engine
+from luthier.errors import RunError
+from luthier.records import TokenizedExample
+from luthier.train.loop import peak_bytes
+from luthier.version import VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What the worst update needed: the most memory of the process (of the GPU, where one is used) until then, and its time."""
+
+    rows: int
+    tokens: int
+    peak_bytes: int
+    seconds: float
+
+    def line(self, predicted_bytes: int) -> str:
+        """The trial for people."""
+        size = f"{self.peak_bytes / 1e9:.3g} GB ({predicted_bytes / 1e9:.3g} GB predicted for the run)"
+        return f"worst update: {self.rows} rows with {self.tokens:,} tokens took {size} and {self.seconds:.1f} s"
+
+
+def worst_rows(lengths: Any, batch_size: int) -> list[int]:
+    """Places of the rows that would make the largest update: the longest of `lengths`, an array of tokens a row."""
+    return [int(place) for place in np.argsort(-lengths, kind="stable")[:batch_size]]
+
+
+def trial_file(home: Path, what_matters: dict[str, object], worst: Sequence[TokenizedExample]) -> Path:
+    """Where the result is kept: named by the settings that matter, the machine, the worst rows' sizes and the versions."""
+    sizes = [(len(example.token_ids), example.trained_tokens) for example in worst]
+    key = json.dumps([what_matters, sizes, VERSION, torch.__version__], sort_keys=True, default=str)
+    return home / "trials" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+def measure(engine: Engine, worst: list[TokenizedExample], path: Path, smaller: str) -> Trial:
+    """The trial stored in `path`, or a new one, which is stored there. The gradients are forgotten and no weight changes.
+
+    Raises RunError, with `smaller` as the next step, where the memory is not enough.
+    """
+    if stored := _read(path):
+        return stored
+    start = time.perf_counter()
+    try:
+        engine.forward_backward(worst)
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+        raise RunError(
+            f"the memory is not enough for an update of {len(worst)} rows with {_tokens(worst):,} tokens",
+            where=", ".join(str(example.source) for example in worst[:3]),
+            next_step=smaller,
+        ) from error
+    finally:
+        engine.forget_gradients()
+    trial = Trial(len(worst), _tokens(worst), peak_bytes(), round(time.perf_counter() - start, 3))
+    files.make_folder(path.parent)
+    files.write_json(path, dataclasses.asdict(trial))
+    return trial
+
+
+def _tokens(rows: Sequence[TokenizedExample]) -> int:
+    return sum(len(example.token_ids) for example in rows)
+
+
+def _read(path: Path) -> Trial | None:
+    """What was measured; None where nothing was, or where the file is not whole (it is then written again)."""
+    try:
+        return Trial(**files.read_json(path))
+    except (RunError, TypeError):
+        return None
