@@ -35,6 +35,7 @@ from luthier.plan.machine import processor, usable_cores
 from luthier.reporting import Silent
 
 HERE = Path(__file__).parent
+Twins = dict[str, list[dict[str, Any]]]  # the plain twin's updates in each number format
 MODEL = "smollm2-135m-instruct"
 LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
 # Small: what random adapters of a tool that cannot load ours do to the loss stays far below the gate.
@@ -115,7 +116,7 @@ def compare(run: Run) -> None:
     sets = [row_set(name, tokenizer, batches[name] * run.updates, batches[name], files.home() / "benchmarks") for name in run.asked.sets]
     for one in sets:
         one.write(run.scratch / f"{one.name}.jsonl")
-    twins: dict[str, list[dict[str, Any]]] = {}
+    twins: dict[str, Twins] = {}
     found: dict[str, list[Measured]] = {one.name: fresh(run) for one in sets}
     starts: list[float] = []
     for number in range(1, (1 if run.asked.quick else ROUNDS) + 1):
@@ -123,7 +124,7 @@ def compare(run: Run) -> None:
         run.measure_products()
         for place, one in enumerate(sets):
             if number == 1:
-                twins[one.name] = twin_updates(run, one)
+                twins[one.name] = {precision: twin_updates(run, one, precision) for precision in ("bf16", "fp32")}
             # In the first round no set may take the time of those after it.
             until_s = run.left_s * place_share(len(sets) - place) if number == 1 else run.left_s
             one_round(run, one, due(found[one.name], twins[one.name], number), until_s)
@@ -152,11 +153,11 @@ def fresh(run: Run) -> list[Measured]:
     ]
 
 
-def due(found: list[Measured], twin: list[dict[str, Any]], number: int) -> list[Measured]:
+def due(found: list[Measured], twins: Twins, number: int) -> list[Measured]:
     """Who runs in this round: everyone in the first, then each tool's fastest setting and TRL's defaults, where the losses pass."""
     if number == 1:
         return found
-    ran = [one for one in found if not gate(one, twin)]
+    ran = [one for one in found if not gate(one, twins[one.precision])]
     fastest = [max((one for one in ran if one.tool == tool), key=rate) for tool in dict.fromkeys(one.tool for one in ran)]
     return [one for one in ran if one in fastest or one.defaults]
 
@@ -191,15 +192,15 @@ def one_round(run: Run, rows: RowSet, turn: list[Measured], until_s: float) -> N
         print(f"{rows.name:7} {measured.tool:14} {measured.setting:26} {said}", flush=True)
 
 
-def twin_updates(run: Run, rows: RowSet) -> list[dict[str, Any]]:
+def twin_updates(run: Run, rows: RowSet, precision: str) -> list[dict[str, Any]]:
     """The plain twin's loss of every update. Without it nothing can be said, so a failure ends the run."""
     try:
-        answer = run.work("luthier", "with_twin", run.job(run.scratch / f"{rows.name}.jsonl", rows.batch_size, {}))
+        answer = run.work("luthier", "with_twin", run.job(run.scratch / f"{rows.name}.jsonl", rows.batch_size, {"precision": precision}))
     except Failed as failed:
         raise SystemExit(f"{rows.name}: the plain twin: {failed}") from failed
     updates: list[dict[str, Any]] = answer["updates"]
     losses = ", ".join(f"{update['loss']:.4f}" for update in updates)
-    print(f"{rows.name:7} plain twin     losses {losses}  ({answer['wall_s']:.0f} s)", flush=True)
+    print(f"{rows.name:7} plain twin     {precision} losses {losses}  ({answer['wall_s']:.0f} s)", flush=True)
     return updates
 
 
@@ -219,14 +220,14 @@ def start_of_luthier(run: Run, again: bool) -> float:
     return float(answer["first_micro_batch_s"])
 
 
-def write(run: Run, sets: list[RowSet], found: dict[str, list[Measured]], twins: dict[str, list[dict[str, Any]]], starts: list[float]) -> None:
+def write(run: Run, sets: list[RowSet], found: dict[str, list[Measured]], twins: dict[str, Twins], starts: list[float]) -> None:
     """The tables as Markdown, and everything that was measured as JSON."""
     config = json.loads((run.model / "config.json").read_text(encoding="utf-8"))
     shape, how = Shape.of(config, int(LORA["r"])), {"warm_up": run.warm_up, "method": run.asked.method, "gflops": run.gflops}
     parts, trl_starts = [head(run, sets)], []
     for rows in sets:
         updates = [rows.rows[start : start + rows.batch_size] for start in range(0, len(rows.rows), rows.batch_size)]
-        lines = [line(one, twins[rows.name], updates, shape, how) for one in found[rows.name]]
+        lines = [line(one, twins[rows.name][one.precision], updates, shape, how) for one in found[rows.name]]
         parts += [table(rows.name, lines), "\n".join(f"- {said}" for said in bars(rows.name, lines, run.asked.method))]
         trl_starts += first_micro_batches(lines, rows.name)
     if starts:

@@ -1,4 +1,7 @@
-"""Luthier's plain twin in fp32: the losses that every tool is held against. Its speed is shown to nobody."""
+"""Luthier's plain twin, in the number format of the tools that are held against its losses. Its speed is shown to nobody.
+
+Full fine-tuning keeps its weights in fp32 in every tool: there the twin is in fp32 whatever the format.
+"""
 
 import time
 from pathlib import Path
@@ -14,7 +17,7 @@ from luthier.records import Source, TokenizedExample
 def main() -> None:
     job = read_job()
     record = Record(job)
-    model = load.load_model(Path(job.model), "fp32", "cpu").requires_grad_(job.method == "full")
+    model = load.load_model(Path(job.model), "fp32" if job.method == "full" else job.setting["precision"], "cpu").requires_grad_(job.method == "full")
     if job.method == "lora":
         model = adapters.load_adapter(model, Path(job.adapter), trainable=True)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
