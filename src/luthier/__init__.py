@@ -8,6 +8,7 @@ run.export("merged")
 
 from __future__ import annotations
 
+import logging
 import os
 
 # Torch's OpenMP threads wait by spinning for milliseconds. Beside other busy processes on 2 cores an update then took up to 82 s; asleep
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from luthier.reporting import Reporter
 
 __all__ = ["Run", "__version__", "fit", "load_config", "make_plan", "open_run"]
+
+# PEFT loads bitsandbytes wherever it is installed, and that then names kernels that nobody asked for.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import torch
 from conftest_engine import furthest, gradients, ragged
 from transformers import LlamaForCausalLM
 
-from luthier.engine import Engine, reference
+from luthier.engine import Engine, generate, reference
 from luthier.models import adapters, load, vocabulary
 from luthier.records import TokenizedExample
 
@@ -119,6 +119,6 @@ def test_answers_are_those_of_the_plain_twin(folder: Path, saved: list[str] | No
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)) * 0.02)
     prompts = [[*range(3, 20), new[0]], [*range(3, 15), new[1], 7]]
     engine.model.eval()
-    plain = reference.answer(engine.model, prompts, stop_ids=set(), max_new_tokens=8)
+    plain = generate.answer(engine.model, prompts, generate.How(frozenset(), plain=True), max_new_tokens=8)
     decoded = [engine.tokenizer.decode(ids, skip_special_tokens=True) for ids in plain]
     assert engine.answer(prompts, max_new_tokens=8) == decoded or engine.stop_ids & {token for ids in plain for token in ids}

@@ -55,7 +55,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
 
 
 def test_eight_bits_without_the_library_are_an_error_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim.adamw", None)
     with pytest.raises(ConfigError, match=r'training.optim: adamw_8bit needs bitsandbytes.*\n  Try: pip install "luthier\[optim\]"'):
         optimizers.OPTIMIZERS["adamw_8bit"](weights(0), SETTINGS)
 

@@ -5,6 +5,7 @@ caps its scores) to the model's own plain attention: so a model that the engine 
 """
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -52,22 +53,22 @@ def set_plain(model: Any, name: str) -> None:
         raise ConfigError(f"{type(model).__name__} cannot run with {name}", where=where, next_step=f"{where}: auto, or eager") from error
 
 
-def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, None]:
-    layout = kwargs.pop("luthier_layout", None)
-    if layout is None:
-        _check_told(query, attention_mask)
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        return output, None
-    return _with_layout(layout, module, query, key, value, attention_mask, kwargs)
+def _door(plain: Callable[..., Any]) -> Callable[..., tuple[Tensor, None]]:
+    """An attention that does as its layout says; without one, what `plain` does."""
+
+    def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, None]:
+        layout = kwargs.pop("luthier_layout", None)
+        if layout is None:
+            _check_told(query, attention_mask)
+            return plain(module, query, key, value, attention_mask, **kwargs)[0], None
+        return _with_layout(layout, module, query, key, value, attention_mask, kwargs)
+
+    return attention
 
 
-def _eager_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, None]:
-    layout = kwargs.pop("luthier_layout", None)
-    if layout is None:
-        _check_told(query, attention_mask)
-        output, _ = sys.modules[type(module).__module__].eager_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        return output, None
-    return _with_layout(layout, module, query, key, value, attention_mask, kwargs)
+def _own_eager(module: Any, *args: Any, **kwargs: Any) -> Any:
+    """The plain attention that a model brings along."""
+    return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
 
 
 def _check_told(query: Tensor, mask: Tensor | None) -> None:
@@ -91,17 +92,7 @@ def _with_layout(
     return layout.attend(module.layer_idx, query[0], key[0], value[0], rule)[None], None
 
 
-def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    mask: Tensor | None = sdpa_mask(*args, **kwargs)
-    return mask
-
-
-def _eager_mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    mask: Tensor | None = eager_mask(*args, **kwargs)
-    return mask
-
-
-AttentionInterface.register(DOORS["sdpa"], _attention)
-AttentionInterface.register(DOORS["eager"], _eager_attention)
-AttentionMaskInterface.register(DOORS["sdpa"], _mask)
-AttentionMaskInterface.register(DOORS["eager"], _eager_mask)
+AttentionInterface.register(DOORS["sdpa"], _door(sdpa_attention_forward))
+AttentionInterface.register(DOORS["eager"], _door(_own_eager))
+AttentionMaskInterface.register(DOORS["sdpa"], sdpa_mask)
+AttentionMaskInterface.register(DOORS["eager"], eager_mask)

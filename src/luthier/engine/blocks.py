@@ -16,13 +16,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from luthier.plan.memory import KEPT_ATTENTION_TOKENS
+
 # Queries of a block: small ones waste less above the diagonal, large ones make better products.
 BLOCK, LONG_BLOCK = 64, 128
 LONG = 512
 # A row of scores is a whole number of vectors (32 numbers of bf16): the softmax of a broken one takes twice as long.
 VECTOR = 32
-# Above so many keys the probabilities are computed again in the backward pass: kept, they would take more memory than everything else.
-MOST_KEPT_KEYS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class _Work:
             self.prefix_k, self.prefix_v = (
                 torch.cat([pair[which] for pair in pairs]).to(k_TKD.dtype).transpose(0, 1).contiguous() for which in (0, 1)
             )
-        self.keeps = self.prefix + self.length <= MOST_KEPT_KEYS and rule.softcap is None
+        self.keeps = self.prefix + self.length <= KEPT_ATTENTION_TOKENS and rule.softcap is None
 
     def rows(self, x_THD: Tensor, *, scale: float = 1.0, zero_padding: bool = False) -> Tensor:
         """The group's part of a packed tensor, padded, in a buffer of its own: (K, B, L, heads of a key's head, D)."""
@@ -260,7 +260,8 @@ def _corner(queries: int, keys: int, room: int, window: int | None, dtype: torch
     return torch.zeros(queries, keys, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))[:, None]
 
 
-def _places(lengths: Sequence[int], start: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+@lru_cache(maxsize=256)  # every layer asks, forward and backward
+def _places(lengths: tuple[int, ...], start: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Where each padded place reads from (the document's first token for padding); the flat places that are real; those that are not."""
     longest = max(lengths)
     counts = torch.tensor(lengths, device=device)

@@ -10,6 +10,7 @@ engine.sample("Where is the nearest luthier?")
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,10 +125,7 @@ class Engine:
 
         With `row_losses` the mean loss of each example is given too.
         """
-        self._check_length(max(len(example.token_ids) for example in examples))
-        step = self._lay_out(examples)
-        self.model.train()
-        self._masters = self.masters  # before the first gradient comes, which they take
+        step = self._begin(examples)
         sums = [0.0] * len(examples) if row_losses else None
         if self.plain_reason:
             loss, executed_tokens = reference.forward_backward(self.model, examples, sums, self._scale), step.logical_tokens
@@ -138,9 +136,13 @@ class Engine:
         means = None if sums is None else [total / example.trained_tokens for total, example in zip(sums, examples, strict=True)]
         return UpdateLoss(loss, step.logical_tokens, executed_tokens, step.trained_tokens, means)
 
-    def _lay_out(self, examples: list[TokenizedExample]) -> Step:
+    def _begin(self, examples: list[TokenizedExample]) -> Step:
+        """Lay an update out, and make ready to train it."""
+        self._check_length(max(len(example.token_ids) for example in examples))
         step = lay_out(examples, micro_batch_tokens=self.micro_batch_tokens, share_prefixes=self.share_prefixes and not self.plain_reason)
         self.sharing = "none, as one dropout mask would serve all rows" if self._drops and not self.plain_reason else step.sharing
+        self.model.train()
+        self._masters = self.masters  # before the first gradient comes, which they take
         return step
 
     def optimizer_step(self, learning_rate: float) -> float:
@@ -175,10 +177,7 @@ class Engine:
     def send_update(self, examples: list[TokenizedExample], learning_rate: float) -> Callable[[], tuple[UpdateLoss, float]]:
         """forward_backward and optimizer_step, asked of a GPU without waiting for it. The call that is returned waits for this update's
         loss and gradient norm; where one of them is not finite the GPU has updated nothing."""
-        self._check_length(max(len(example.token_ids) for example in examples))
-        step = self._lay_out(examples)
-        self.model.train()
-        self._masters = self.masters
+        step = self._begin(examples)
         sums = update.Sums(torch.zeros((), device=self.device))
         update.run_update(self.model, self.head, step, sums, 1.0, self.draws)
         mean = sums.total / step.trained_tokens
@@ -207,16 +206,24 @@ class Engine:
     def held_out_loss(self, examples: Sequence[TokenizedExample]) -> float:
         """Mean loss over the trained tokens of `examples`, in nats; nothing is learned and no mode is left changed."""
         self._check_length(max(len(example.token_ids) for example in examples))
+        total = trained_tokens = 0.0
+        with self._evaluating():
+            for start in range(0, len(examples), EVALUATION_BATCH):
+                batch = list(examples[start : start + EVALUATION_BATCH])
+                step = lay_out(batch, micro_batch_tokens=self.micro_batch_tokens, share_prefixes=self.share_prefixes and not self.plain_reason)
+                total += self._plain_loss(batch) if self.plain_reason else update.loss(self.model, self.head, step)
+                trained_tokens += step.trained_tokens
+        return total / trained_tokens
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Nothing is dropped meanwhile; the mode before comes back at the end."""
         training = self.model.training
         self.model.eval()
-        total = trained_tokens = 0.0
-        for start in range(0, len(examples), EVALUATION_BATCH):
-            batch = list(examples[start : start + EVALUATION_BATCH])
-            step = lay_out(batch, micro_batch_tokens=self.micro_batch_tokens, share_prefixes=self.share_prefixes and not self.plain_reason)
-            total += self._plain_loss(batch) if self.plain_reason else update.loss(self.model, self.head, step)
-            trained_tokens += step.trained_tokens
-        self.model.train(training)
-        return total / trained_tokens
+        try:
+            yield
+        finally:
+            self.model.train(training)
 
     @torch.no_grad()
     def _plain_loss(self, examples: list[TokenizedExample]) -> float:
@@ -234,12 +241,8 @@ class Engine:
         """Answers to many prompts, without the stop string. One that nearly fills the context has a shorter answer, and the others have not."""
         limits = [self._room_for(len(prompt), max_new_tokens) for prompt in prompts_ids]
         text = text_of(self.tokenizer, stop)
-        training = self.model.training
-        self.model.eval()
-        try:
+        with self._evaluating():
             answers = generate.answer(self.model, prompts_ids, self._how(sampling, text), limits, on_answers)
-        finally:
-            self.model.train(training)
         return [text.of(ids) for ids in answers]
 
     def has_room(self, prompt_ids: list[int], new_tokens: int = 1) -> bool:
@@ -251,12 +254,8 @@ class Engine:
         prompt = tokens.prompt_ids(turns, self.tokenizer)
         text = text_of(self.tokenizer, stop)
         limit = self._room_for(len(prompt), max_new_tokens)
-        training = self.model.training
-        self.model.eval()
-        try:
+        with self._evaluating():
             yield from text.pieces(generate.stream(self.model, prompt, self._how(sampling, text), limit))
-        finally:
-            self.model.train(training)
 
     def _how(self, sampling: Sampling, text: Text) -> generate.How:
         return generate.How(frozenset(self.stop_ids), sampling, text.ended, plain=bool(self.plain_reason))

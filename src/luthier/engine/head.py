@@ -13,9 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Below some hundred rows a product with a head is spent on reading the head; above 256 nothing is won (49,152 words).
-CHUNK_ROWS = 256
-CHUNK_BYTES = 96 * 2**20
+from luthier.plan.memory import LOGITS_CHUNK_BYTES, LOGITS_CHUNK_ROWS
 
 
 @dataclass(slots=True)
@@ -79,7 +77,7 @@ class _HeadLoss(torch.autograd.Function):
         bias_gradient = torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias and bias_V is not None else None
         head_VD = weight_VD.to(hidden_ND.dtype)  # a trained head is kept in fp32
         each_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_ND.device)
-        rows = max(1, min(CHUNK_ROWS, CHUNK_BYTES // (4 * weight_VD.shape[0]), len(targets_N)))
+        rows = max(1, min(LOGITS_CHUNK_ROWS, LOGITS_CHUNK_BYTES // (4 * weight_VD.shape[0]), len(targets_N)))
         for start in range(0, len(targets_N), rows):
             piece = slice(start, start + rows)
             slope = _chunk(head, hidden_ND[piece], head_VD, bias_V, targets_N[piece, None], each_N[piece], ctx.needs_input_grad[0] or needs_weight)

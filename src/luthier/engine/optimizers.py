@@ -1,6 +1,5 @@
 """AdamW (Loshchilov 2019, arXiv:1711.05101): torch's fused one, or one whose moments are kept in 8 bits; and one clipped step of it."""
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,14 +20,13 @@ def _adamw(parameters: Sequence[Tensor], settings: dict[str, Any]) -> torch.opti
 
 def _adamw_8bit(parameters: Sequence[Tensor], settings: dict[str, Any]) -> torch.optim.Optimizer:
     """Moments in blocks of 256 numbers of 8 bits (Dettmers 2022, arXiv:2110.02861); tensors below 4,096 numbers keep theirs in fp32."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it names kernels that nobody asked for
     try:
-        from bitsandbytes.optim import AdamW8bit
+        from bitsandbytes.optim.adamw import AdamW8bit
     except ImportError as error:
         raise ConfigError(
             "adamw_8bit needs bitsandbytes, which is not here", where="training.optim", next_step='pip install "luthier[optim]", or optim: adamw'
         ) from error
-    optimizer: torch.optim.Optimizer = AdamW8bit(parameters, lr=0.0, **settings)
+    optimizer: torch.optim.Optimizer = AdamW8bit(parameters, lr=0.0, **settings)  # type: ignore[no-untyped-call, unused-ignore]
     return optimizer
 
 

@@ -1,6 +1,5 @@
 """The plain twin: one example at a time, the model's own forward, full logits. What the fast engine must agree with."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,23 +33,3 @@ def forward_backward(model: Any, examples: list[TokenizedExample], by_example: l
         if by_example is not None:
             by_example[place] += loss.item() * trained_tokens
     return total
-
-
-@torch.no_grad()
-def answer(
-    model: Any, prompts: list[list[int]], *, stop_ids: set[int], max_new_tokens: int, on_answers: Callable[[int], None] = lambda answers: None
-) -> list[list[int]]:
-    """The greedy continuation of each prompt, one at a time, the whole sequence run again for every token."""
-    device = next(model.parameters()).device
-    answers = []
-    for prompt in prompts:
-        ids = list(prompt)
-        while len(ids) < len(prompt) + max_new_tokens:
-            logits = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, -1]
-            token = int(logits.argmax())
-            if token in stop_ids:
-                break
-            ids.append(token)
-        answers.append(ids[len(prompt) :])
-        on_answers(len(answers))
-    return answers

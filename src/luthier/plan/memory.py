@@ -10,9 +10,13 @@ TRAINED_NUMBER_BYTES = 8
 # torch and transformers (400 MB when imported), and what the allocator and oneDNN keep for the many shapes of a run: the demo stood at
 # 1.1 GB after one update and at 2.6 GB after 224 (peak_bytes in metrics.jsonl, 2026-11-22).
 PROCESS_BYTES = 1_000_000_000
-LOGITS_CHUNK_ROWS = 128
-# Up to this length attention keeps its weights for the backward pass; above, they are recomputed.
-KEPT_ATTENTION_TOKENS = 256
+# The engine holds to these three. A chunk of logits: below some hundred rows a product with a head is spent on reading the head; above 256
+# nothing is won (49,152 words).
+LOGITS_CHUNK_ROWS = 256
+LOGITS_CHUNK_BYTES = 96 * 2**20
+# Above so many visible tokens the probabilities of attention are computed again in the backward pass: kept, they would take more memory
+# than everything else.
+KEPT_ATTENTION_TOKENS = 1024
 
 
 def linear_shapes(facts: ModelFacts) -> dict[str, tuple[int, int]]:
@@ -82,8 +86,8 @@ def shared_prefix_bytes(facts: ModelFacts, prefix_tokens: int, number_bytes: int
 
 
 def logits_bytes(facts: ModelFacts) -> int:
-    """One chunk of logits and its gradient, in fp32: 2 * LOGITS_CHUNK_ROWS * vocabulary * 4. No larger logits ever exist."""
-    return 2 * LOGITS_CHUNK_ROWS * facts.vocabulary * 4
+    """One chunk of logits and its gradient, in fp32: 2 * rows * vocabulary * 4. No larger logits ever exist."""
+    return 2 * min(LOGITS_CHUNK_ROWS * facts.vocabulary * 4, LOGITS_CHUNK_BYTES)
 
 
 def lora_run_bytes(
