@@ -16,10 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from luthier.plan.memory import KEPT_ATTENTION_TOKENS
+from luthier.plan.memory import ATTENTION_BLOCK, KEPT_ATTENTION_TOKENS
 
-# Queries of a block: small ones waste less above the diagonal, large ones make better products.
-BLOCK, LONG_BLOCK = 64, 128
+BLOCK, LONG_BLOCK = ATTENTION_BLOCK, 128
 LONG = 512
 # A row of scores is a whole number of vectors (32 numbers of bf16): the softmax of a broken one takes twice as long.
 VECTOR = 32

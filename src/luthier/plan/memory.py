@@ -10,13 +10,14 @@ TRAINED_NUMBER_BYTES = 8
 # torch and transformers (400 MB when imported), and what the allocator and oneDNN keep for the many shapes of a run: the demo stood at
 # 1.1 GB after one update and at 2.6 GB after 224 (peak_bytes in metrics.jsonl, 2026-11-22).
 PROCESS_BYTES = 1_000_000_000
-# The engine holds to these three. A chunk of logits: below some hundred rows a product with a head is spent on reading the head; above 256
+# The engine holds to these. A chunk of logits: below some hundred rows a product with a head is spent on reading the head; above 256
 # nothing is won (49,152 words).
 LOGITS_CHUNK_ROWS = 256
 LOGITS_CHUNK_BYTES = 96 * 2**20
 # Above so many visible tokens the probabilities of attention are computed again in the backward pass: kept, they would take more memory
-# than everything else.
+# than everything else. Queries of a block: small ones waste less above the diagonal, large ones make better products.
 KEPT_ATTENTION_TOKENS = 1024
+ATTENTION_BLOCK = 64
 
 
 def linear_shapes(facts: ModelFacts) -> dict[str, tuple[int, int]]:
@@ -72,10 +73,13 @@ def activation_bytes_per_token(facts: ModelFacts, number_bytes: int, recomputed:
     return facts.layers * kept + block - kept
 
 
-def attention_bytes_per_token(facts: ModelFacts, visible_tokens: int, number_bytes: int, recomputed: str = "off") -> int:
-    """Attention weights kept for one token: layers * heads * visible tokens, none above KEPT_ATTENTION_TOKENS."""
+def attention_bytes_per_token(facts: ModelFacts, row_tokens: int, number_bytes: int, recomputed: str = "off") -> int:
+    """Attention weights kept for one token of rows of this length: layers * heads * the keys that a token sees, none above
+    KEPT_ATTENTION_TOKENS. Half of a row's keys are later ones; what is computed goes in blocks of ATTENTION_BLOCK queries."""
+    if row_tokens > KEPT_ATTENTION_TOKENS:
+        return 0
     layers = 1 if recomputed == "full" else facts.layers
-    return layers * facts.heads * visible_tokens * number_bytes if visible_tokens <= KEPT_ATTENTION_TOKENS else 0
+    return layers * facts.heads * (min(row_tokens, ATTENTION_BLOCK) + row_tokens) // 2 * number_bytes
 
 
 def shared_prefix_bytes(facts: ModelFacts, prefix_tokens: int, number_bytes: int, recomputed: str = "off") -> int:
