@@ -33,8 +33,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "__version__", "fit", "load_config", "make_plan", "open_run"]
 
-# PEFT loads bitsandbytes wherever it is installed, and that then names kernels that nobody asked for.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+# PEFT loads bitsandbytes and torchao wherever they are installed, and these then name kernels that nobody asked for.
+for _library in ("bitsandbytes", "torchao"):
+    logging.getLogger(_library).setLevel(logging.ERROR)
+# torch warns of how torchao speaks to it.
+logging.getLogger("torch.utils._pytree").addFilter(lambda record: "register_constant" not in record.getMessage())
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +71,11 @@ class Run:
 
 def fit(config: str | Path, overrides: list[str] | None = None, *, reporter: Reporter | None = None) -> Run:
     """Train as the YAML file `config` says. `overrides` are "section.name=value". Raises LuthierError for what a user can mend."""
-    from luthier.recipes import sft
+    from luthier.recipes import preference, sft
 
-    return Run(sft.fit(load_config(config, overrides), reporter).path)
+    read = load_config(config, overrides)
+    recipe = sft if read.settings.objective == "sft" else preference
+    return Run(recipe.fit(read, reporter).path)
 
 
 def load_config(config: str | Path, overrides: list[str] | None = None) -> Config:

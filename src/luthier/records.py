@@ -80,8 +80,43 @@ class TokenizedExample:
     source: Source
 
     @property
+    def tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
     def trained_tokens(self) -> int:
         return sum(self.trained)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A row that judges: a better and a worse answer to one prompt, or one answer that is good (`chosen`) or bad (`rejected`).
+
+    `mismatched` is the prompt with another row's answer (KTO's measure of drift). `reference` holds the log-probability, in nats, of each of
+    `examples` and then of `mismatched`, by the model before the training; it is empty where the objective needs none.
+    """
+
+    chosen: TokenizedExample | None
+    rejected: TokenizedExample | None
+    mismatched: TokenizedExample | None = None
+    reference: tuple[float, ...] = ()
+
+    @property
+    def examples(self) -> tuple[TokenizedExample, ...]:
+        """What is trained: the better answer first."""
+        return tuple(one for one in (self.chosen, self.rejected) if one is not None)
+
+    @property
+    def source(self) -> Source:
+        return self.examples[0].source
+
+    @property
+    def tokens(self) -> int:
+        return sum(one.tokens for one in self.examples)
+
+    @property
+    def trained_tokens(self) -> int:
+        return sum(one.trained_tokens for one in self.examples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +128,7 @@ class UpdateLoss:
     executed_tokens: int  # what was run: fewer where a prefix was shared or a tail was left out
     trained_tokens: int
     row_losses: list[float] | None = None  # where asked for: the mean loss of each example, in the order given
+    metrics: dict[str, float] = field(default_factory=dict)  # an objective's own numbers, by TRL's names
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +145,7 @@ class StepReport:
     trained_tokens: int
     seconds: float
     peak_bytes: int
+    metrics: dict[str, float] = field(default_factory=dict)  # an objective's own numbers, by TRL's names; left out where there are none
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +191,7 @@ class Parity:
     greedy_agreement: float
     threshold: dict[str, float]
     passed: bool
+    onto: str = ""  # of a merged adapter: the base it was merged onto, where there is a choice
 
 
 @dataclass(frozen=True, slots=True)

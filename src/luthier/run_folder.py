@@ -13,7 +13,7 @@ from typing import Any
 
 from luthier import files
 from luthier.errors import RunError
-from luthier.records import Metric, Parity, Sample, Scorecard, Source, StepReport, TokenizedExample
+from luthier.records import Judged, Metric, Parity, Sample, Scorecard, Source, StepReport, TokenizedExample
 
 SCHEMA = 1
 # A run needs its adapter, its checkpoints and perhaps a merged model; less than this is not worth starting.
@@ -51,6 +51,11 @@ class RunFolder:
         return self.path / "data" / "eval.jsonl"
 
     @property
+    def reference(self) -> Path:
+        """What a model made of judged rows before the training (dpo, kto)."""
+        return self.path / "reference.safetensors"
+
+    @property
     def contract(self) -> Path:
         return self.path / "contract.json"
 
@@ -69,6 +74,11 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def start(self) -> Path:
+        """What the adapter began at, where that is a part of the base's weights (PiSSA and its like)."""
+        return self.path / "start"
 
     @property
     def adapter(self) -> Path:
@@ -110,9 +120,12 @@ class RunFolder:
         files.append_line(self.log, f"{now:%Y-%m-%dT%H:%M:%SZ} {line}")
 
     def add_step(self, report: StepReport) -> None:
-        files.append_line(self.metrics, json.dumps({"kind": "train", **dataclasses.asdict(report)}))
+        row = {"kind": "train", **dataclasses.asdict(report)}
+        if not report.metrics:
+            del row["metrics"]
+        files.append_line(self.metrics, json.dumps(row))
 
-    def add_rows(self, step: int, examples: Sequence[TokenizedExample], losses: Sequence[float]) -> None:
+    def add_rows(self, step: int, examples: Sequence[TokenizedExample | Judged], losses: Sequence[float]) -> None:
         """A line for each row of an update, with its mean loss over its trained tokens in nats; null where that is not finite."""
         rows = [
             {"source": str(example.source), "loss": loss if math.isfinite(loss) else None, "trained_tokens": example.trained_tokens, "step": step}
@@ -152,7 +165,8 @@ class RunFolder:
     def add_parity(self, parity: Parity) -> None:
         """Keep the certificate of an artifact; a newer one of the same artifact replaces the older."""
         rows = [row for row in self.read_parity() if row["artifact"] != parity.artifact]
-        files.write_json(self.parity, [*rows, dataclasses.asdict(parity)])
+        stored = {name: value for name, value in dataclasses.asdict(parity).items() if name != "onto" or value}
+        files.write_json(self.parity, [*rows, stored])
 
     def read_parity(self) -> list[dict[str, Any]]:
         return list(files.read_json(self.parity)) if self.parity.exists() else []

@@ -10,6 +10,7 @@ from hypothesis import settings as rules
 from hypothesis import strategies as st
 
 from luthier.config.load import Config, all_settings, config_of_rows, load_config, settings_to_yaml
+from luthier.config.methods import METHODS
 from luthier.config.settings import Settings
 from luthier.errors import ConfigError
 
@@ -109,7 +110,7 @@ UNKNOWN = {
         "unknown setting 'evaluation.beam_width'",
         "known here: base_rows, every_steps, max_new_tokens",
     ),
-    "1: 2\n": ("luthier.yaml:3", "unknown setting '1'", "known here: checks, data, device"),
+    "1: 2\n": ("luthier.yaml:3", "unknown setting '1'", "known here: bottleneck, checks, data, device"),
 }
 
 
@@ -154,6 +155,9 @@ WRONG = {
     "training.num_train_epochs=null": "training.num_train_epochs is null: should be a valid number",
     "training.share_prefixes=no": "training.share_prefixes is 'no': should be a valid boolean",
     "training.precision=fp8": "training.precision is 'fp8': should be 'auto', 'bf16', 'fp16' or 'fp32'",
+    "prefix.encoder_hidden_size=32": "prefix.encoder_hidden_size is 32: there is no network without prefix_projection: true",
+    "p_tuning.encoder_num_layers=3": "p_tuning.encoder_num_layers is 3: only an LSTM reads it",
+    "p_tuning.encoder_dropout=0.1": "p_tuning.encoder_dropout is 0.1: only an LSTM reads it",
     "training.max_steps=": "training.max_steps is '': should be a valid integer",
     "evaluation.metrics=[bleu]": "evaluation.metrics is 'bleu': should be 'exact_match', 'valid_json' or 'field_f1'",
     "evaluation.metrics=[]": "evaluation.metrics is []: should not be empty",
@@ -247,7 +251,8 @@ WITHOUT_EFFECT = {
     "training: {warmup_steps: 5, warmup_ratio: 0.1}": "warmup_steps and warmup_ratio both say how long the rate rises",
     "training: {share_prefixes: true}\nlora: {lora_dropout: 0.1}": "nothing is shared beside lora_dropout",
     "report_to: [wandb]": "trackers (wandb) are not in this version",
-    "method: qlora": "method 'qlora' is not in this version",
+    "preference: {loss_type: ipo, label_smoothing: 0.1}\nobjective: dpo": "preference.label_smoothing has no effect with loss_type: ipo",
+    "method: qlorra": "method 'qlorra' is not in this version",
     "lora: {r: 8}\nmethod: full": "the block lora: has no effect with method: full",
     "training: {batch_size: 8, per_device_train_batch_size: 2}": "batch_size and per_device_train_batch_size both say how large an update is",
     "training: {eval_strategy: 'no', eval_steps: 50}": "training.eval_steps has no effect with eval_strategy: no",
@@ -319,6 +324,7 @@ VALUES = {
     "checks.toxicity_threshold": SHARE,
     "checks.purpose": st.sampled_from([None, "style", "task", "domain", "general"]),
     "checks.hard_row_deviations": SHARE,
+    "objective": st.sampled_from(["sft", "dpo", "kto"]),
     "method": st.just("lora"),
     "lora.r": COUNT,
     "lora.lora_alpha": SHARE,
@@ -326,12 +332,18 @@ VALUES = {
     "lora.target_modules": WORDS | st.lists(WORDS, min_size=1),
     "lora.layers_to_transform": st.lists(st.integers(0, 100)),
     "lora.use_rslora": st.booleans(),
+    "lora.rank_pattern": st.dictionaries(WORDS, COUNT),
+    "lora.alpha_pattern": st.dictionaries(WORDS, COUNT),
+    "lora.use_dora": st.booleans(),
+    "lora.init_lora_weights": st.sampled_from(["default", "orthogonal"]),
+    "lora.loraplus_lr_ratio": st.none() | st.floats(1, 64),
     "lora.modules_to_save": st.lists(WORDS),
     "training.batch_size": st.just("auto") | COUNT,
     "training.num_train_epochs": SHARE,
     "training.max_steps": st.none() | COUNT,
     "training.learning_rate": st.just("auto") | SHARE,
-    "training.lr_scheduler_type": st.sampled_from(["linear", "cosine", "constant"]),
+    "training.lr_scheduler_type": st.sampled_from(["linear", "cosine", "constant", "cosine_with_restarts", "warmup_stable_decay"]),
+    "training.learning_rates": st.dictionaries(WORDS, st.sampled_from([0.1, 0.5, 16.0]), max_size=2),
     "training.warmup_ratio": SHARE,
     "training.weight_decay": SHARE,
     "training.adam_beta1": SHARE,
@@ -342,7 +354,7 @@ VALUES = {
     "training.precision": st.sampled_from(["auto", "bf16", "fp16", "fp32"]),
     "training.gradient_checkpointing": st.sampled_from(["auto", "off", "selective", "full"]),
     "training.share_prefixes": st.booleans(),
-    "training.micro_batch_tokens": COUNT,
+    "training.micro_batch_tokens": st.just("auto") | COUNT,
     "training.compile": st.sampled_from(["auto", "on", "off"]),
     "training.frozen_base": st.sampled_from(["bf16", "fp8"]),
     "training.attn_implementation": st.sampled_from(["auto", "sdpa", "flash_attention_2", "eager"]),
@@ -360,17 +372,73 @@ VALUES = {
     "init_from": st.none() | WORDS,
     "output_dir": WORDS,
     "device": st.sampled_from(["auto", "cpu", "cuda", "mps"]),
+    "max_memory": st.none() | st.sampled_from(["3GB", "2.5 GiB", "900MB"]),
     "report_to": st.just([]),
     "seed": COUNT,
 }
 # Allowed beside some values of others only: each stands in a test of its own.
 CONDITIONAL = {"training.warmup_steps", "training.save_steps", "training.save_total_limit"}
+CONDITIONAL |= {f"training.{name}" for name in ("num_cycles", "decay_ratio", "decay_steps", "neftune_noise_alpha", "label_smoothing_factor")}
+# Sections that the method `lora` does not read, with a value for each of their settings.
+OF_METHODS: dict[str, dict[str, Any]] = {
+    "qlora": {"quantization": "int8", "double_quant": False, "compute_dtype": "fp32"},
+    "bottleneck": {"kind": "houlsby", "reduction_factor": 8.0, "non_linearity": "gelu", "scaling": 2.0},
+    "prefix": {"num_virtual_tokens": 5, "prefix_projection": True, "encoder_hidden_size": 32},
+    "prompt": {"num_virtual_tokens": 5, "prompt_tuning_init_text": "Answer with JSON."},
+    "p_tuning": {
+        "num_virtual_tokens": 5,
+        "encoder_reparameterization_type": "LSTM",
+        "encoder_hidden_size": 32,
+        "encoder_num_layers": 3,
+        "encoder_dropout": 0.1,
+    },
+    "ia3": {"target_modules": ["k_proj"], "feedforward_modules": ["down_proj"]},
+    "freeze": {"layers": "0-19", "embeddings": True},
+}
+# Settings that the objective `sft` does not read.
+OF_OBJECTIVES: dict[str, dict[str, Any]] = {
+    "dpo": {"loss_type": "ipo", "beta": 0.2, "sft_weight": 0.5},
+    "orpo": {"orpo_weight": 0.2},
+    "simpo": {"beta": 2.5, "label_smoothing": 0.1, "simpo_gamma": 1.2},
+    "kto": {"desirable_weight": 1.5, "undesirable_weight": 0.5},
+}
 NEEDED = ("model", "data.train")
 
 
 def test_every_setting_is_drawn_below() -> None:
     sections = {name.rpartition(".")[0] for name in all_settings()}
-    assert set(VALUES) | CONDITIONAL == set(all_settings()) - sections
+    of_methods = {f"{section}.{name}" for section, values in OF_METHODS.items() for name in values}
+    of_objectives = {f"preference.{name}" for values in OF_OBJECTIVES.values() for name in values}
+    assert set(VALUES) | CONDITIONAL | of_methods | of_objectives | {"peft"} == set(all_settings()) - sections
+
+
+@pytest.mark.parametrize("objective", OF_OBJECTIVES)
+def test_the_settings_of_an_objective_are_written_and_read_again_and_refused_beside_another(load: Any, tmp_path: Path, objective: str) -> None:
+    values = OF_OBJECTIVES[objective]
+    settings = load(f"objective: {objective}\npreference: {values}\n").settings
+    assert settings.preference.model_dump(include=set(values)) == values
+    (tmp_path / "config.yaml").write_text(settings_to_yaml(settings), encoding="utf-8")
+    assert load_config(tmp_path / "config.yaml").settings == settings
+    name = next(iter(values))
+    with pytest.raises(ConfigError, match=rf"preference\.{name} has no effect with objective: sft\n  Try: take it out, or objective: .*{objective}"):
+        load(f"preference: {values}\n")
+
+
+def test_dropout_between_the_layers_of_an_lstm_of_one_layer_is_refused(load: Any) -> None:
+    with pytest.raises(ConfigError, match="an LSTM of one layer drops nothing"):
+        load("method: p_tuning\np_tuning: {encoder_reparameterization_type: LSTM, encoder_num_layers: 1, encoder_dropout: 0.1}\n")
+
+
+@pytest.mark.parametrize("section", [*OF_METHODS, "peft"])
+def test_the_section_of_a_method_is_written_and_read_again(tmp_path: Path, section: str) -> None:
+    method = next(method.name for method in METHODS.values() if section in method.blocks)
+    values = OF_METHODS.get(section, {"type": "VERA", "r": 64})
+    settings = Settings.model_validate({"model": "m", "data": {"train": "rows.jsonl"}, "method": method, section: values})
+    (tmp_path / "config.yaml").write_text(settings_to_yaml(settings), encoding="utf-8")
+    assert load_config(tmp_path / "config.yaml").settings == settings
+    (tmp_path / "config.yaml").write_text(settings_to_yaml(settings).replace(f"method: {method}\n", ""), encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"the block {section}: has no effect with method: lora"):
+        load_config(tmp_path / "config.yaml")
 
 
 @rules(max_examples=25, deadline=None)

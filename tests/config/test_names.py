@@ -112,14 +112,15 @@ ABSENT = {
     # written                               the nearest
     "load_best_model_at_end: true": "evaluation.every_steps: 50",
     "metric_for_best_model: eval_loss": "evaluation.every_steps: 50",
-    "optim: adafactor": "training.optim: adamw",
+    "optim: galore_adamw": "training.optim: adamw",
+    "lr_scheduler_kwargs: {power: 2.0}": "training.lr_scheduler_type: cosine",
+    "lr_scheduler_kwargs: {num_decay_steps: 9, decay_type: 1-sqrt}": "training.lr_scheduler_type: cosine",
     "optim: paged_adamw_8bit": "training.optim: adamw_8bit",
     "deepspeed: ds_config.json": "training.micro_batch_tokens: 1024",
     "hub_model_id: me/mine": "luthier export RUN",
     "push_to_hub: true": "luthier export RUN",
     "eval_strategy: epoch": "evaluation.every_steps: 50",
     "logging_strategy: epoch": "training.logging_steps",
-    "neftune_noise_alpha: 5": "lora.lora_dropout",
     "resume_from_checkpoint: true": "luthier train --resume RUN",
 }
 
@@ -147,7 +148,14 @@ def test_a_tracker_is_refused_wherever_it_is_written(refuse: Any) -> None:
 
 @pytest.mark.parametrize(
     "block",
-    ["optim: adamw_torch", "load_best_model_at_end: false", "push_to_hub: false", "label_smoothing_factor: 0.0", "deepspeed: null"],
+    [
+        "optim: adamw_torch",
+        "load_best_model_at_end: false",
+        "push_to_hub: false",
+        "label_smoothing_factor: 0.0",
+        "neftune_noise_alpha: null",
+        "deepspeed: null",
+    ],
 )
 def test_what_is_switched_off_needs_no_word(load: Any, block: str) -> None:
     config = load(f"training: {{{block}}}\n")
@@ -160,7 +168,9 @@ def test_gradient_checkpointing_is_a_switch_in_transformers_and_has_more_places_
     assert load(f"training: {{gradient_checkpointing: {written}}}\n").settings.training.gradient_checkpointing == read
 
 
-@pytest.mark.parametrize(("written", "read"), [("adamw_torch_fused", "adamw"), ("adamw_bnb_8bit", "adamw_8bit"), ("adamw_8bit", "adamw_8bit")])
+@pytest.mark.parametrize(
+    ("written", "read"), [("adamw_torch_fused", "adamw"), ("adamw_bnb_8bit", "adamw_8bit"), ("adamw_8bit", "adamw_8bit"), ("lion_32bit", "lion")]
+)
 def test_optimizers_are_known_by_the_names_of_transformers(load: Any, written: str, read: str) -> None:
     config = load(f"training: {{optim: {written}}}\n")
     assert (config.settings.training.optim, config.notes) == (read, [])
@@ -192,3 +202,30 @@ def test_a_pasted_name_beside_a_broken_section_leaves_that_to_be_told(refuse: An
 
 def test_every_name_leads_to_a_setting() -> None:
     assert {move.to for move in names.MOVES.values()} - {""} <= set(all_settings())
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("lr_scheduler_type: constant_with_warmup", {"lr_scheduler_type": "constant"}),
+        (
+            "lr_scheduler_type: cosine_with_restarts, lr_scheduler_kwargs: {num_cycles: 3}",
+            {"lr_scheduler_type": "cosine_with_restarts", "num_cycles": 3},
+        ),
+        (
+            "lr_scheduler_type: warmup_stable_decay, lr_scheduler_kwargs: {num_decay_steps: 20, min_lr_ratio: 0.0}",
+            {"lr_scheduler_type": "warmup_stable_decay", "decay_steps": 20},
+        ),
+        ("lr_scheduler_kwargs: {}", {"lr_scheduler_type": "cosine"}),
+        ("lr_scheduler_kwargs: null", {"lr_scheduler_type": "cosine"}),
+    ],
+)
+def test_schedules_are_known_by_the_names_of_transformers(load: Any, written: str, read: dict[str, Any]) -> None:
+    config = load(f"training: {{{written}}}\n")
+    assert {name: getattr(config.settings.training, name) for name in read} == read
+    assert set(config.given) <= set(all_settings())
+
+
+def test_two_places_that_say_how_often_the_rate_falls_must_agree(refuse: Any) -> None:
+    block = "training: {lr_scheduler_type: cosine_with_restarts, num_cycles: 2, lr_scheduler_kwargs: {num_cycles: 3}}\n"
+    assert refuse(block).problem == "training.lr_scheduler_kwargs says 3 and training.num_cycles is 2"

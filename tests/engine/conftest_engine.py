@@ -5,14 +5,15 @@ from pathlib import Path
 
 import torch
 
+from luthier.config.adapters import LoraSettings
 from luthier.engine import Engine
-from luthier.models import adapters, load
+from luthier.models import load, lora
 from luthier.records import Source, TokenizedExample
 
 
 def open_tiny(folder: Path, dropout: float = 0.0, **settings: object) -> Engine:
     """The tiny model in fp32 with a LoRA adapter that changes its answers. Every call gives the same weights."""
-    model = adapters.add_lora(load.load_model(folder, "fp32", "cpu"), 4, 8.0, dropout, "all-linear", False, 0)
+    model = lora.add(load.load_model(folder, "fp32", "cpu"), LoraSettings(r=4, lora_alpha=8.0, lora_dropout=dropout))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

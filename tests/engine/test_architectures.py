@@ -9,10 +9,11 @@ import torch
 import transformers
 from conftest_engine import gradients
 
+from luthier.config.adapters import LoraSettings
 from luthier.engine import Engine, reference
 from luthier.engine.batches import lay_out
 from luthier.errors import ConfigError
-from luthier.models import adapters
+from luthier.models import lora
 from luthier.records import Source, TokenizedExample
 
 EXACT = 1e-5  # relative, fp32
@@ -100,7 +101,7 @@ def trained(model: Any, what: str | list[str] | None, dropout: float = 0.0) -> A
     """The model with an adapter that changes its answers, or with everything trained."""
     if what is None:
         return model.requires_grad_(True)
-    adapted = adapters.add_lora(model, 4, 8.0, dropout, what, False, 0)
+    adapted = lora.add(model, LoraSettings(r=4, lora_alpha=8.0, lora_dropout=dropout, target_modules=what))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():

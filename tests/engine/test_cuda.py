@@ -8,9 +8,10 @@ import pytest
 import torch
 from conftest_engine import open_tiny, ragged
 
+from luthier.config.adapters import LoraSettings
 from luthier.engine import Engine, blocks, fp8, kernels, probe, reference, varlen
 from luthier.engine.blocks import Group, Rule
-from luthier.models import adapters, load
+from luthier.models import load, lora
 from luthier.run_folder import RunFolder
 from luthier.train import checkpoint
 
@@ -20,7 +21,7 @@ GPU = torch.device("cuda")
 
 def open_on_gpu(folder: Any, precision: str, **settings: Any) -> Engine:
     """The tiny model on the GPU, with an adapter whose B is not zero."""
-    model = adapters.add_lora(load.load_model(folder, precision, "cuda"), 4, 8.0, 0.0, "all-linear", False, 0)  # type: ignore[arg-type]
+    model = lora.add(load.load_model(folder, precision, "cuda"), LoraSettings(r=4, lora_alpha=8.0))  # type: ignore[arg-type]
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:

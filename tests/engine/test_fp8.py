@@ -76,6 +76,7 @@ def test_its_adapter_is_saved_as_ever_and_learns(tiny_model: Any, tmp_path: Any)
 
 @pytest.mark.parametrize(("method", "precision", "reason"), [
     ("full", "auto", "needs frozen weights, and method: full leaves none"),
+    ("prefix", "auto", "stands below LoRA adapters, and method: prefix has none"),
     ("lora", "fp32", "goes with precision: bf16, and it is fp32"),
     ("lora", "auto", "needs an NVIDIA GPU of compute capability 8.9 or newer"),
 ])  # fmt: skip

@@ -8,9 +8,10 @@ import pytest
 import torch
 from conftest_engine import furthest, gradients, ragged
 
+from luthier.config.adapters import LoraSettings
 from luthier.engine import Engine, frozen
 from luthier.errors import RunError
-from luthier.models import adapters, load
+from luthier.models import load, lora
 from luthier.records import TokenizedExample
 
 
@@ -31,7 +32,7 @@ def four_layers(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def open_upper(folder: Path, layers: list[int], dropout: float = 0.0, precision: Any = "fp32", **settings: Any) -> Engine:
     """An adapter that is not zero, on some of the layers."""
-    model = adapters.add_lora(load.load_model(folder, precision, "cpu"), 4, 8.0, dropout, "all-linear", False, 0, layers_to_transform=layers)
+    model = lora.add(load.load_model(folder, precision, "cpu"), LoraSettings(r=4, lora_alpha=8.0, lora_dropout=dropout, layers_to_transform=layers))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -6,9 +6,11 @@ import pytest
 import torch
 from conftest_engine import furthest, gradients, open_tiny, ragged
 
+from luthier.config.adapters import LoraSettings
 from luthier.engine import Engine, lora, update
 from luthier.engine.draws import Draws
-from luthier.models import adapters, load
+from luthier.models import load
+from luthier.models import lora as lora_adapters
 
 
 def test_it_gives_what_peft_gives_and_can_be_given_back(engine: Engine) -> None:
@@ -26,7 +28,9 @@ def test_it_gives_what_peft_gives_and_can_be_given_back(engine: Engine) -> None:
 
 def test_rank_stabilized_lora_is_scaled_by_the_root_of_the_rank(tiny_model: Path) -> None:
     def answer(use_rslora: bool) -> torch.Tensor:
-        model = adapters.add_lora(load.load_model(tiny_model, "fp32", "cpu"), 4, 8.0, 0.0, ["q_proj"], use_rslora, 0)
+        model = lora_adapters.add(
+            load.load_model(tiny_model, "fp32", "cpu"), LoraSettings(r=4, lora_alpha=8.0, target_modules=["q_proj"], use_rslora=use_rslora)
+        )
         layer = model.base_model.model.model.layers[0].self_attn.q_proj
         torch.nn.init.ones_(layer.lora_B["default"].weight)
         lora.install(model, lambda: None, Draws())

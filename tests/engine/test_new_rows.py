@@ -8,8 +8,9 @@ import torch
 from conftest_engine import furthest, gradients, ragged
 from transformers import LlamaForCausalLM
 
+from luthier.config.adapters import LoraSettings
 from luthier.engine import Engine, generate, reference
-from luthier.models import adapters, load, vocabulary
+from luthier.models import load, lora, vocabulary
 from luthier.records import TokenizedExample
 
 EXACT = 2e-5  # relative, fp32
@@ -39,7 +40,7 @@ def open_engine(folder: Path, precision: str = "fp32", saved: list[str] | None =
     tokenizer = load.load_tokenizer(folder, added_tokens=NEW)
     model = load.load_model(folder, precision, "cpu")  # type: ignore[arg-type]
     new = vocabulary.fit_embeddings(model, load.load_tokenizer(folder), tokenizer).new
-    model = adapters.add_lora(model, 4, 8.0, 0.0, "all-linear", False, 0, modules_to_save=saved or [], trained_tokens=new)
+    model = lora.add(model, LoraSettings(r=4, lora_alpha=8.0, modules_to_save=saved or []), trained_tokens=new)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -2,10 +2,13 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest_engine import ragged
+from test_architectures import build
+from transformers import Trainer
 
 from luthier.engine import Engine, optimizers, precision
 from luthier.engine.precision import LossScale
@@ -54,10 +57,73 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
     assert optimizers.moments(optimizer, parameters[0]) == {}
 
 
-def test_eight_bits_without_the_library_are_an_error_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "bitsandbytes.optim.adamw", None)
-    with pytest.raises(ConfigError, match=r'training.optim: adamw_8bit needs bitsandbytes.*\n  Try: pip install "luthier\[optim\]"'):
-        optimizers.OPTIMIZERS["adamw_8bit"](weights(0), SETTINGS)
+@pytest.mark.parametrize(
+    ("optim", "module"), [("adamw_8bit", "bitsandbytes"), ("lion", "bitsandbytes"), ("lion_8bit", "bitsandbytes"), ("schedule_free", "schedulefree")]
+)
+def test_a_library_that_is_not_here_is_an_error_with_the_way_out(monkeypatch: pytest.MonkeyPatch, optim: str, module: str) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, f"{module}.optim", None)
+    with pytest.raises(ConfigError, match=rf'training.optim: {optim} needs {module}.*\n  Try: pip install "luthier\[optim\]"'):
+        optimizers.OPTIMIZERS[optim](weights(0), SETTINGS)
+
+
+def test_a_torch_without_muon_is_an_error_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(ConfigError, match=r"muon needs torch 2.9 or newer.*\n  Try: a newer torch"):
+        optimizers.OPTIMIZERS["muon"](weights(0), SETTINGS)
+
+
+def full(folder: Path, **settings: Any) -> Engine:
+    return Engine(load.load_model(folder, "fp32", "cpu").requires_grad_(True), load.load_tokenizer(folder), **settings)
+
+
+def test_norms_and_biases_are_not_decayed_as_in_transformers(tiny_model: Path) -> None:
+    for model in (load.load_model(tiny_model, "fp32", "cpu"), build("GPT2", {}), build("Qwen2", {}), build("Gemma3", {"head_dim": 8})):
+        engine = Engine(model.requires_grad_(True), None, adam={"weight_decay": 0.1})
+        names = {weight: name for name, weight in engine.masters.weights.items()}
+        decayed = {names[weight] for group in engine.optimizer.param_groups if group["weight_decay"] == 0.1 for weight in group["params"]}
+        assert decayed == set(Trainer.get_decay_parameter_names(None, model)) & set(names.values())  # type: ignore[arg-type]
+        assert len(decayed) < len(names)
+
+
+def test_a_matrix_that_gets_no_gradient_shrinks_by_its_decay_and_a_norm_does_not(tiny_model: Path) -> None:
+    engine = full(tiny_model, adam={"weight_decay": 0.5})
+    before = {name: weight.detach().clone() for name, weight in engine.masters.weights.items()}
+    for weight in engine.masters.weights.values():
+        weight.grad = torch.zeros_like(weight)
+    engine.optimizer_step(0.1)
+    for name, weight in engine.masters.weights.items():
+        factor = 1.0 if "norm" in name else 0.95
+        torch.testing.assert_close(weight.detach(), before[name] * factor)
+
+
+def test_a_rate_of_its_own_is_a_factor_and_factors_are_multiplied(tiny_model: Path) -> None:
+    moved = {}
+    for what, rates in {"plain": {}, "other": {"q_proj": 0.1, r"layers\.0\.": 0.5}}.items():
+        engine = full(tiny_model, rates=rates)
+        before = {name: weight.detach().clone() for name, weight in engine.masters.weights.items()}
+        engine.forward_backward(ragged(seed=4, rows=4))
+        engine.optimizer_step(1e-3)
+        moved[what] = {name: float((weight.detach() - before[name]).norm()) for name, weight in engine.masters.weights.items()}
+    for name, distance in moved["plain"].items():
+        factor = (0.1 if "q_proj" in name else 1.0) * (0.5 if "layers.0." in name else 1.0)
+        assert moved["other"][name] == pytest.approx(factor * distance, rel=1e-3), name
+
+
+def test_a_rate_for_weights_that_are_not_there_is_an_error(tiny_model: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training.learning_rates: 'w_proj' is found in no name"):
+        full(tiny_model, rates={"w_proj": 0.1}).require_optimizer()
+    with pytest.raises(ConfigError, match=r"training.learning_rates: '\(' is no regular expression"):
+        full(tiny_model, rates={"(": 0.1}).require_optimizer()
+
+
+def test_muon_turns_the_matrices_inside_the_layers_and_leaves_the_rest_to_adamw(tiny_model: Path) -> None:
+    engine = full(tiny_model, optim="muon")
+    engine.forward_backward(ragged(seed=4, rows=4))
+    engine.optimizer_step(1e-3)
+    for name, weight in engine.masters.weights.items():
+        inside = weight.ndim == 2 and "embed" not in name and "lm_head" not in name
+        assert ("momentum_buffer" in optimizers.moments(engine.optimizer, weight)) == inside, name
 
 
 def test_eight_bits_learn_in_a_quarter_of_the_moments(tiny_model: Path) -> None:

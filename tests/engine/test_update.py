@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest_engine import furthest, gradients, open_tiny, ragged
 
+from luthier.config.adapters import LoraSettings
 from luthier.engine import Engine, reference, update
 from luthier.engine.batches import lay_out
 
@@ -124,9 +125,9 @@ def test_two_updates_worth_of_gradients_add_up(engine: Engine) -> None:
 
 
 def test_nothing_is_shared_beside_dropout(tiny_model) -> None:  # type: ignore[no-untyped-def]
-    from luthier.models import adapters, load
+    from luthier.models import load, lora
 
-    model = adapters.add_lora(load.load_model(tiny_model, "fp32", "cpu"), 4, 8.0, 0.1, "all-linear", False, 0)
+    model = lora.add(load.load_model(tiny_model, "fp32", "cpu"), LoraSettings(r=4, lora_alpha=8.0, lora_dropout=0.1))
     assert not Engine(model, load.load_tokenizer(tiny_model)).share_prefixes
 
 

@@ -11,6 +11,7 @@ import torch
 from luthier import files
 from luthier.engine import Engine
 from luthier.export import merged
+from luthier.models import adapters, quantized
 from luthier.models.find import check_folder
 
 
@@ -96,3 +97,24 @@ def test_the_adapter_names_its_base(tiny_model: Path, tmp_path: Path) -> None:
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == "org/base"
     assert config["r"] == 4
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "qlora", "ia3"])
+def test_what_merges_is_within_a_ten_thousandth_of_the_logits_spread(method: str, tiny_model: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    engine = Engine.open(str(tiny_model), method=method)
+    with torch.no_grad():
+        for number, parameter in enumerate(engine.trained_parameters):
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    engine.model.eval()
+    expected = logits(engine.model)
+    with engine.model.disable_adapter():
+        assert float((logits(engine.model) - expected).abs().max()) > 0.1
+    if method == "qlora":
+        engine.save_state(tmp_path / "adapter")
+        plain = quantized.unquantized(quantized.load_model(tiny_model, "fp32", "cpu", quantized.Quantization("nf4", True, "fp32", "fp32")))
+        engine = Engine(adapters.load_adapter(plain, tmp_path / "adapter", trainable=False), engine.tokenizer)
+    folder = merged.write_merged(engine, tmp_path / "merged", "fp32")
+    found = logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+    assert float((found - expected).abs().max()) < 1e-4 * float(expected.std())

@@ -60,3 +60,16 @@ def test_agreement_has_a_least_value_and_distances_a_most(agreement: float, pass
     assert not parity.holds({**exact, "mean_kl": 1.1e-6, "greedy_agreement": 1.0}, parity.THRESHOLDS["fp32"])
     assert parity.holds({"mean_kl": 1e-2, "greedy_agreement": 0.5}, parity.THRESHOLDS["bf16"])
     assert not parity.holds({"mean_kl": 1.1e-2, "greedy_agreement": 1.0}, parity.THRESHOLDS["bf16"])
+
+
+def test_onto_the_original_base_it_is_judged_by_a_threshold_of_its_own() -> None:
+    other = LOGITS + 0.3 * torch.randn(5, 30, generator=torch.Generator().manual_seed(1))
+    trained = Answers([], [LOGITS])
+    found = {
+        onto: parity.compare(trained, Answers([], [other]), artifact="merged", engine="luthier fp32", precision="bf16", onto=onto)
+        for onto in ("trained", "original")
+    }
+    assert 1e-2 < found["trained"].mean_kl < 0.1
+    assert (found["trained"].passed, found["original"].passed) == (False, True)
+    assert (found["trained"].threshold, found["original"].threshold) == ({"mean_kl": 1e-2}, {"mean_kl": 0.1})
+    assert found["original"].onto == "original"

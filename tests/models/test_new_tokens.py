@@ -8,8 +8,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from luthier.config.adapters import LoraSettings
 from luthier.errors import ConfigError, ModelError
-from luthier.models import adapters, load, vocabulary
+from luthier.models import adapters, load, lora, vocabulary
 
 NEW = ["<|call|>", "<|result|>"]
 SAVED = ["embed_tokens", "lm_head"]
@@ -52,7 +53,7 @@ def test_a_token_that_is_there_already_keeps_its_row_and_can_be_trained(tiny_mod
 @pytest.mark.parametrize("count", [2, 400])
 def test_what_was_trained_comes_back_from_disk_here_in_plain_peft_and_merged(tiny_model: Path, tmp_path: Path, saved: list[str], count: int):
     model, tokenizer, change = grown(tiny_model, many(count))
-    adapted = adapters.add_lora(model, 4, 8.0, 0.0, "all-linear", False, 0, modules_to_save=saved, trained_tokens=change.new)
+    adapted = lora.add(model, LoraSettings(r=4, lora_alpha=8.0, modules_to_save=saved), trained_tokens=change.new)
     with torch.no_grad():
         for number, parameter in enumerate(p for p in adapted.parameters() if p.requires_grad):
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.05)
@@ -85,7 +86,7 @@ def test_what_was_trained_comes_back_from_disk_here_in_plain_peft_and_merged(tin
 
 def test_an_adapter_with_more_rows_than_the_model_is_refused(tiny_model: Path, tmp_path: Path):
     model, tokenizer, change = grown(tiny_model, many(400))
-    adapters.save_adapter(adapters.add_lora(model, 4, 8.0, 0.0, "all-linear", False, 0, trained_tokens=change.new), tmp_path / "a", "tiny", tokenizer)
+    adapters.save_adapter(lora.add(model, LoraSettings(r=4, lora_alpha=8.0), trained_tokens=change.new), tmp_path / "a", "tiny", tokenizer)
     with pytest.raises(ModelError, match=r"it trains the row of token \d+, and the embedding has 500 rows"):
         adapters.load_adapter(load.load_model(tiny_model, "fp32", "cpu"), tmp_path / "a", trainable=False)
 
@@ -93,7 +94,7 @@ def test_an_adapter_with_more_rows_than_the_model_is_refused(tiny_model: Path, t
 @pytest.mark.parametrize("names", [["norm"], ["q_proj"]])
 def test_only_the_tables_are_saved_whole(tiny_model: Path, names: list[str]):
     with pytest.raises(ConfigError, match=r"lora.modules_to_save: only the embedding and the head .*\n.*\[embed_tokens, lm_head\]"):
-        adapters.add_lora(load.load_model(tiny_model, "fp32", "cpu"), 4, 8.0, 0.0, "all-linear", False, 0, modules_to_save=names)
+        lora.add(load.load_model(tiny_model, "fp32", "cpu"), LoraSettings(r=4, lora_alpha=8.0, modules_to_save=names))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from luthier.config.methods import BLOCKS
 from luthier.config.settings import Settings
 from luthier.errors import ConfigError
 from luthier.plan.choose import DataShape, resolve
@@ -27,9 +28,9 @@ def test_nothing_that_a_plan_can_fill_stays_auto_and_each_choice_has_a_reason(sm
     plan = resolve(
         settings(data={"format": "messages"}, device="cpu", template="chatml", training={"attn_implementation": "sdpa"}), smollm2, laptop, addresses
     )
-    assert "auto" not in every_value(plan.settings.model_dump())
+    assert "auto" not in every_value(plan.settings.model_dump(exclude=BLOCKS | {"preference"}))
     names = [choice.name for choice in plan.resolved]
-    filled = ["batch_size", "learning_rate", "precision", "gradient_checkpointing", "compile"]
+    filled = ["batch_size", "learning_rate", "precision", "micro_batch_tokens", "gradient_checkpointing", "compile"]
     assert sorted(names) == sorted(["data.max_length", "evaluation.max_new_tokens", *(f"training.{name}" for name in filled)])
     assert all(choice.why for choice in plan.resolved)
 
@@ -162,11 +163,30 @@ def test_dropout_ends_sharing_and_costs_time(smollm2, laptop, addresses):
 def test_too_large_by_its_micro_batch_names_the_size_that_fits(smollm2, laptop):
     machine = replace(laptop, memory_bytes=3_000_000_000)
     long_rows = DataShape(2_000, 2_000_000, 500_000, 1_000, 0, 50)
-    plan = resolve(settings(training={"batch_size": 16}), smollm2, machine, long_rows)
+    plan = resolve(settings(training={"batch_size": 16, "micro_batch_tokens": 4096}), smollm2, machine, long_rows)
     assert not plan.fits
     assert plan.next_step == "training.micro_batch_tokens: 1024 (the same result, a little slower)"
     mended = resolve(settings(training={"batch_size": 16, "micro_batch_tokens": 1024}), smollm2, machine, long_rows)
     assert mended.fits, "the advice must really help"
+
+
+def test_told_how_much_memory_there_is_the_plan_cuts_until_the_run_fits(smollm2, laptop):
+    long_rows = DataShape(2_000, 2_000_000, 500_000, 1_000, 0, 50)
+    for given, chosen in ((None, 4096), ("4 GB", 2048), ("3GB", 1024)):
+        plan = resolve(settings(training={"batch_size": 16}, max_memory=given), smollm2, laptop, long_rows)
+        assert plan.fits
+        assert plan.settings.training.micro_batch_tokens == chosen
+        plan.require_room()
+
+
+def test_a_run_that_does_not_fit_is_refused_with_the_way_out(smollm2, laptop, addresses):
+    plan = resolve(settings(max_memory="900MB"), smollm2, laptop, addresses)
+    with pytest.raises(
+        ConfigError, match=r"needs about 1\.\d+ GB of memory, and may take max_memory: 900MB\n  Try: a smaller model, or max_memory: 1\.\dGB"
+    ):
+        plan.require_room()
+    known = resolve(settings(max_memory=plan.next_step.rpartition(" ")[2]), smollm2, laptop, addresses)
+    assert known.fits, "the advice must really help"
 
 
 def test_too_large_by_its_number_format_names_bf16(llama3_8b, laptop, addresses):
@@ -180,12 +200,12 @@ def test_too_large_in_any_way_names_the_memory_that_is_needed(llama3_8b, laptop,
     plan = resolve(settings(), llama3_8b, laptop, addresses)
     assert not plan.fits
     assert plan.next_step.startswith("a smaller model, or a machine with at least 2")
-    assert "does not fit in 90% of the memory. Try: a smaller model" in "\n".join(plan.lines())
+    assert "does not fit in 90% of 8 GB. Try: a smaller model" in "\n".join(plan.lines())
 
 
 def test_the_plan_reads_well(smollm2, laptop, addresses):
     text = "\n".join(resolve(settings(), smollm2, laptop, addresses).lines())
-    assert "training.learning_rate: 0.001 (LoRA on 135M parameters: " in text
+    assert "training.learning_rate: 0.001 (usual for lora on 135M parameters, " in text
     assert "updates: 593 of 4 examples" in text
     assert "(an estimate)" in text
 
@@ -206,3 +226,18 @@ def test_the_room_that_is_kept_for_answers_is_said(smollm2, laptop, addresses):
     plan = resolve(settings(data={"max_length": 1024, "reserve_for_generation": 256}), smollm2, laptop, addresses)
     assert "note: rows have up to 768 tokens, since data.reserve_for_generation keeps 256 of data.max_length free" in plan.lines()
     assert not any("reserve" in line for line in resolve(settings(), smollm2, laptop, addresses).lines())
+
+
+def test_a_quantized_base_takes_less_memory_and_more_time_than_a_whole_one(llama3_8b, laptop, addresses):
+    plain, small = (resolve(settings(method=method, training={"precision": "bf16"}), llama3_8b, laptop, addresses) for method in ("lora", "qlora"))
+    assert small.memory_bytes["weights"] < 0.4 * plain.memory_bytes["weights"]
+    assert {name: size for name, size in small.memory_bytes.items() if name != "weights"} == {
+        name: size for name, size in plain.memory_bytes.items() if name != "weights"
+    }
+    assert 1.02 < small.seconds / plain.seconds < 2
+
+
+def test_a_run_that_fits_in_4_bits_alone_is_told_so(llama3_8b, laptop, addresses):
+    machine = replace(laptop, memory_bytes=16_000_000_000)
+    plan = resolve(settings(lora={"r": 8}, training={"precision": "bf16"}), llama3_8b, machine, addresses)
+    assert plan.next_step.startswith("method: qlora and ")

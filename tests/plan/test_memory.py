@@ -71,3 +71,16 @@ def test_a_base_in_8_bits_keeps_two_more_bytes_of_each_weight(llama3_8b):
     plain, rounded = (memory.lora_run_bytes(llama3_8b, 1, "bf16", 1000, 110, 0, frozen_base=kind) for kind in ("bf16", "fp8"))
     assert rounded["weights"] == 2 * plain["weights"]
     assert rounded["adapter and optimizer"] == plain["adapter and optimizer"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "double_quant", "bits"), [("nf4", True, 4.127), ("fp4", False, 4.5), ("int8", True, 8.03), ("int8_torchao", True, 8.03)]
+)
+def test_a_quantized_base_has_small_linear_layers_and_whole_tables(kind, double_quant, bits, llama3_8b):
+    found = memory.quantized_bits(kind, double_quant)
+    assert found == pytest.approx(bits, abs=1e-3)
+    linear = memory.linear_parameters(llama3_8b)
+    assert linear == 6_979_321_856  # 32 layers of Llama 3 8B
+    largest = llama3_8b.hidden * llama3_8b.intermediate
+    expected = linear * found / 8 + 2 * (llama3_8b.parameters - linear + largest)
+    assert memory.lora_run_bytes(llama3_8b, 0, "bf16", 100, 50, 0, linear_bits=found)["weights"] == pytest.approx(expected, abs=1)

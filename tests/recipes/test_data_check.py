@@ -48,7 +48,7 @@ def test_a_pair_is_as_long_as_its_longer_answer(write: Write, tmp_path: Path) ->
     plain = found(data_check.check(write(ROWS), "luthier.yaml"), "length").numbers
     report = data_check.check(write([pair(place) for place in range(16)]), "luthier.yaml")
     assert found(report, "length").numbers["percentiles"] == plain["percentiles"]
-    (note,) = [note for note in report.notes if "luthier train does not take" in note]
+    (note,) = [note for note in report.notes if "objective: dpo learns from them" in note]
     assert f"luthier data convert {tmp_path / 'project' / 'train.jsonl'} --to messages --only-good -o answers.jsonl" in note
 
 

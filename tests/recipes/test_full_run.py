@@ -20,6 +20,7 @@ from luthier.recipes import evaluation, handover, sft
 from luthier.recipes.conversation import open_talk
 from luthier.reporting import Silent
 from luthier.run_folder import RunFolder
+from luthier.train import session
 
 ROWS = [chat_row(place) for place in range(8)]
 QUESTION, ANSWER = (turn["content"] for turn in chat_row(2)["messages"][1:])
@@ -56,7 +57,7 @@ def losses(run: RunFolder) -> list[tuple[float, float]]:
 def test_a_run_that_is_stopped_and_resumed_is_the_straight_one_to_the_bit(precision: str, tmp_path: Path, tiny_model: Path) -> None:
     config = full_config(tmp_path, tiny_model, ROWS, f"training.precision={precision}")
     straight = sft.fit(config)
-    with pytest.raises(sft.Interrupted) as stopped:
+    with pytest.raises(session.Interrupted) as stopped:
         sft.fit(config, Listener(**{"step_2/4": interrupt}))
     run = RunFolder(Path(stopped.value.where))
     assert not run.trained.exists()
@@ -70,7 +71,7 @@ def test_eight_bit_moments_are_resumed_to_the_bit_and_by_no_other_optimizer(tmp_
     pytest.importorskip("bitsandbytes")
     config = full_config(tmp_path, tiny_model, ROWS, "training.optim=adamw_8bit")
     straight = sft.fit(config)
-    with pytest.raises(sft.Interrupted) as stopped:
+    with pytest.raises(session.Interrupted) as stopped:
         sft.fit(config, Listener(**{"step_2/4": interrupt}))
     run = RunFolder(Path(stopped.value.where))
     with pytest.raises(RunError, match="optim was adamw_8bit and is now adamw"):

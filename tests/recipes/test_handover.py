@@ -88,6 +88,7 @@ def test_the_adapter_is_exported_in_pefts_format(copied: RunFolder, tmp_path: Pa
         "adapter_config.json",
         "adapter_model.safetensors",
         "chat_template.jinja",
+        "luthier.json",
         "tokenizer.json",
         "tokenizer_config.json",
     ]

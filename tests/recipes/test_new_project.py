@@ -12,15 +12,17 @@ from luthier.config.load import all_settings, load_config
 from luthier.config.settings import Settings
 from luthier.data.prepare import load_rows
 from luthier.errors import CallError, LuthierError
-from luthier.recipes.new_project import RowFormat, settings_file, write_project
+from luthier.recipes.new_project import OF_OTHERS, RowFormat, settings_file, write_project
 from luthier.reporting import Silent
 
 FORMATS = get_args(RowFormat)
+# Refused beside the default lr_scheduler_type.
+OF_OTHER_SCHEDULES = {"training.num_cycles", "training.decay_ratio", "training.decay_steps"}
 
 
 def uncommented(text: str) -> str:
     """The file with every commented setting switched on."""
-    names = {name.rpartition(".")[2] for name in all_settings()}
+    names = {name.rpartition(".")[2] for name in all_settings() if name not in OF_OTHER_SCHEDULES}
     lines = []
     for line in text.split("\n"):
         bare = line.lstrip().removeprefix("# ")
@@ -74,7 +76,8 @@ def test_every_setting_stands_there_with_its_default(tmp_path: Path) -> None:
     config = load_config(tmp_path / "luthier.yaml")
     sections = {"data", "tokenizer", "checks", "lora", "training", "evaluation"}
     # max_steps: null is read as not given, as Transformers' -1 is.
-    assert set(config.given) == set(all_settings()) - sections - {"training.max_steps"}
+    shown = {name for name in all_settings() if name.partition(".")[0] not in OF_OTHERS}
+    assert set(config.given) == shown - sections - OF_OTHER_SCHEDULES - {"training.max_steps"}
     assert config.settings == Settings(model="smollm2-135m-instruct", data=DataSettings(train="data/train.jsonl", eval="data/test.jsonl"))
 
 

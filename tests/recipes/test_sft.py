@@ -21,6 +21,7 @@ from luthier.errors import ConfigError, DataError, RunError
 from luthier.recipes import evaluation, handover, sft
 from luthier.reporting import Silent
 from luthier.run_folder import RunFolder, list_runs
+from luthier.train import session
 
 ROWS = [chat_row(place) for place in range(16)]
 # 8 updates: 2 epochs of 16 rows in batches of 4.
@@ -65,7 +66,7 @@ def test_the_run_folder_holds_what_the_design_says(write: Write) -> None:
     assert names == {
         *("config.yaml", "environment.json", "plan.json", "contract.json", "metrics.jsonl", "log.txt", "report.html"),
         *("data/ledger.json", "data/rejected.jsonl", "data/eval.jsonl", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
-        *("adapter/chat_template.jinja", "adapter/tokenizer.json", "adapter/tokenizer_config.json"),
+        *("adapter/luthier.json", "adapter/chat_template.jinja", "adapter/tokenizer.json", "adapter/tokenizer_config.json"),
     }
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-000006", "step-000008"]
 
@@ -243,7 +244,7 @@ def test_a_run_stopped_by_ctrl_c_and_resumed_is_the_straight_one_to_the_bit(stop
     config = write(ROWS, *EIGHT, f"lora.lora_dropout={dropout}", "training.lr_scheduler_type=cosine")
     straight = sft.fit(config)
 
-    with pytest.raises(sft.Interrupted) as stopped:
+    with pytest.raises(session.Interrupted) as stopped:
         sft.fit(config, Listener(**{f"step_{stop_after}/8": interrupt}))
     assert stopped.value.exit_code == 130
     run = RunFolder(Path(stopped.value.where))
@@ -279,7 +280,7 @@ def test_a_run_that_lost_its_power_goes_on_from_its_last_checkpoint(write: Write
 def test_a_damaged_checkpoint_is_said_and_the_older_one_used(write: Write) -> None:
     config = write(ROWS, *EIGHT, "training.save_steps=2")
     straight = sft.fit(config)
-    with pytest.raises(sft.Interrupted) as stopped:
+    with pytest.raises(session.Interrupted) as stopped:
         sft.fit(config, Listener(**{"step_5/8": interrupt}))
     run = RunFolder(Path(stopped.value.where))
     (run.checkpoints / "step-000005" / "trained.safetensors").write_bytes(b"")
@@ -291,7 +292,7 @@ def test_a_damaged_checkpoint_is_said_and_the_older_one_used(write: Write) -> No
 
 def test_a_run_is_not_resumed_on_other_rows(write: Write) -> None:
     config = write(ROWS, *EIGHT)
-    with pytest.raises(sft.Interrupted) as stopped:
+    with pytest.raises(session.Interrupted) as stopped:
         sft.fit(config, Listener(**{"step_3/8": interrupt}))
     run = RunFolder(Path(stopped.value.where))
     before = run.metrics.read_bytes()
@@ -351,7 +352,7 @@ def test_init_from_goes_on_from_an_old_adapter_and_leaves_it_alone(write: Write)
 
 
 def test_init_from_a_run_that_has_not_ended_is_refused(write: Write) -> None:
-    with pytest.raises(sft.Interrupted) as stopped:
+    with pytest.raises(session.Interrupted) as stopped:
         sft.fit(write(ROWS, *EIGHT), Listener(**{"step_3/8": interrupt}))
     config = write(ROWS, f"init_from={stopped.value.where}")
     with pytest.raises(ConfigError, match="has no adapter"):
@@ -363,7 +364,7 @@ def test_init_from_a_run_that_has_not_ended_is_refused(write: Write) -> None:
 def test_init_from_takes_the_form_of_the_old_adapter(write: Write) -> None:
     """Settings that say otherwise are not silently passed over, and the old dropout goes on to forbid shared prefixes."""
     old = sft.fit(write(ROWS, "lora.lora_dropout=0.1"))
-    with pytest.raises(ConfigError, match=r"lora\.r is 8 and the adapter of .* was made with 4"):
+    with pytest.raises(ConfigError, match=r"lora\.r is 8 and the adapter in .* was made with 4"):
         sft.fit(write(ROWS, f"init_from={old.path}", "lora.r=8"))
     config = write(ROWS, f"init_from={old.path}")
     text = config.file.read_text(encoding="utf-8").replace("lora: {r: 4, lora_alpha: 8}\n", "")

@@ -15,6 +15,7 @@ from luthier.errors import ConfigError
 from luthier.recipes import sft
 from luthier.reporting import Silent
 from luthier.run_folder import RunFolder, list_runs
+from luthier.train import session
 
 ROWS = [chat_row(place) for place in range(8)]
 FOUR = ["training.num_train_epochs=2", "training.logging_steps=1"]
@@ -47,7 +48,7 @@ def test_a_resumed_run_has_each_row_once(write: Write) -> None:
     settings = ["training.rows_file=true", "training.save_steps=1", *FOUR]
     straight = rows_of(sft.fit(write(ROWS, *settings, name="straight")))
     config = write(ROWS, *settings, name="stopped")
-    with pytest.raises(sft.Interrupted):
+    with pytest.raises(session.Interrupted):
         sft.fit(config, Listener(step_2=lambda: os.kill(os.getpid(), signal.SIGINT)))
     stopped = list_runs(config.file.parent / "runs")[-1]
     stopped.rows.write_text(stopped.rows.read_text() + '{"source": "train.jsonl:1", "loss": 1.0, "trained_tokens": 3, "step": 3}\n{"sou')

@@ -92,7 +92,10 @@ def test_an_existing_script_is_not_overwritten(tmp_path: Path, tiny_model: Path)
     assert (tmp_path / "leave.py").read_text(encoding="utf-8") == "mine"
 
 
-@pytest.mark.parametrize("given", ["init_from=runs/one", "template=zephyr", "tokenizer.path=other", "data.loss_on=all", "data.too_long=split"])
+@pytest.mark.parametrize(
+    "given",
+    ["init_from=runs/one", "template=zephyr", "tokenizer.path=other", "data.loss_on=all", "data.too_long=split", "training.optim=lion"],
+)
 def test_what_the_script_cannot_do_is_refused(given: str, tmp_path: Path, tiny_model: Path) -> None:
     with pytest.raises(ConfigError, match=f"the plain script knows nothing of {given.partition('=')[0]}"):
         write_trainer_script(project(tmp_path / "project", tiny_model, given), tmp_path / "leave.py")

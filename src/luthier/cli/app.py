@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from luthier.cli import data, demo, machine, making, models, project, runs, tokenizers, training
+from luthier.cli import data, demo, machine, making, merging, models, project, runs, tokenizers, training
 from luthier.errors import LuthierError
 from luthier.version import VERSION
 
@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "eval": (training.evaluate, "After training"),
     "chat": (training.chat, "After training"),
     "export": (training.export, "After training"),
+    "merge": (merging.merge, "After training"),
 }
 GROUPS: dict[str, tuple[dict[str, Command], str, str]] = {
     # verb       commands            panel             help

@@ -29,6 +29,11 @@ class Precision(StrEnum):
     fp32 = "fp32"
 
 
+class Onto(StrEnum):
+    trained = "trained"
+    original = "original"
+
+
 def plan(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """What a run would do and cost here: every auto with its reason, memory, time.
 
@@ -71,9 +76,10 @@ def train(
     loaded = load_config(stopped.config if stopped else Path(str(config)), overrides)
     terminal = Terminal(quiet=as_json)
     with heavy_imports():
-        from luthier.recipes import sft
+        from luthier.recipes import preference, sft
 
-    run = sft.fit(loaded, terminal, resume=stopped)
+    fit = sft.fit if loaded.settings.objective == "sft" else preference.fit
+    run = fit(loaded, terminal, resume=stopped)
     if as_json:
         print_json({"run": str(run.path), run.trained.name: str(run.trained), "report": str(run.report)})
         return
@@ -161,6 +167,9 @@ def export(
     to: Annotated[Artifact, typer.Option(help="adapter (PEFT's format) or merged (one ordinary model).")] = Artifact.merged,
     folder: Annotated[Path | None, typer.Option(help="Where to (default: in the run folder).")] = None,
     precision: Annotated[Precision | None, typer.Option(help="Number format of a merged model (default: bf16).")] = None,
+    onto: Annotated[
+        Onto | None, typer.Option(help="Base of a merged qlora adapter: trained (as it was quantized; the default) or original (as it was before).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write the model for other tools, and prove that it answers as the trained one does.
@@ -174,12 +183,11 @@ def export(
     with heavy_imports():
         from luthier.recipes import handover
 
-    path, parity = handover.export(source, to.value, terminal, folder=folder, precision=(precision or Precision.bf16).value)
+    path, parity = handover.export(source, to.value, terminal, folder=folder, precision=(precision or Precision.bf16).value, onto=onto and onto.value)
     if as_json:
         print_json(parity)
     else:
         terminal.say(f"{path}: mean KL {parity.mean_kl:.1e} nats a token, {parity.greedy_agreement:.0%} equal answers")
     if not parity.passed:
-        raise LuthierError(
-            "what was written does not answer as the trained model does", where=str(path), next_step="--precision fp32 keeps every digit"
-        )
+        way_out = "--onto trained is exact" if onto is Onto.original else "--precision fp32 keeps every digit"
+        raise LuthierError("what was written does not answer as the trained model does", where=str(path), next_step=way_out)

@@ -3,7 +3,7 @@
 import difflib
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_origin
@@ -14,7 +14,7 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from luthier.config import names
+from luthier.config import lora_rules, names, preference, training_rules
 from luthier.config.data import SourceSettings
 from luthier.config.methods import BLOCKS, METHODS
 from luthier.config.settings import Settings
@@ -164,6 +164,7 @@ def _understand(tree: dict[str, Any], places: dict[str, str], notes: list[str]) 
     if not isinstance(training, dict):
         return tree
     _check_evaluation_steps(training, places)
+    _unpack_schedule(training, places, notes)
     _multiply_batch(training, places, notes)
     if training.get("fp16") is True and training.get("bf16") is False:
         del training["bf16"], places["training.bf16"]  # by itself it asks for fp32
@@ -181,6 +182,25 @@ def _check_evaluation_steps(training: dict[str, Any], places: dict[str, str]) ->
             raise ConfigError(f"training.eval_steps has no effect with {name}: no", where=where, next_step="take one of the two out")
         if strategy == "steps" and steps is None:
             raise ConfigError(f"{name}: steps needs eval_steps", where=where, next_step="add eval_steps: 50 (updates between two evaluations)")
+
+
+def _unpack_schedule(training: dict[str, Any], places: dict[str, str], notes: list[str]) -> None:
+    """Transformers has a map of what belongs to a schedule; here each is a setting."""
+    name = "training.lr_scheduler_kwargs"
+    arguments = training.pop("lr_scheduler_kwargs", None) or {}
+    where = places.get(name, name)
+    for inside in [place for place in places if place == name or place.startswith(f"{name}.")]:
+        del places[inside]
+    try:
+        settings = names.of_schedule(arguments)
+    except names.Unusable as error:
+        raise ConfigError(f"{name}: {error}", where=where, next_step="take it out, or write the nearest") from error
+    for key, value in settings.items():
+        if training.setdefault(key, value) != value:
+            problem = f"{name} says {value!r} and training.{key} is {training[key]!r}"
+            raise ConfigError(problem, where=where, next_step="keep one of the two")
+        places.setdefault(f"training.{key}", where)
+        notes.append(f"{name} -> training.{key}: {value}")
 
 
 def _multiply_batch(training: dict[str, Any], places: dict[str, str], notes: list[str]) -> None:
@@ -375,9 +395,24 @@ def _check_together(settings: Settings, places: Mapping[str, str], file: Path) -
             "method", f"method {settings.method!r} is not in this version", f"method: {close[0] if close else 'lora'} (known: {', '.join(METHODS)})"
         )
         return
-    for block in BLOCKS - {method.block}:
+    for block in BLOCKS - set(method.blocks):
         if block in places:
-            refuse(block, f"the block {block}: has no effect with method: {settings.method}", f"take it out, or set method: {block}")
+            owner = next(name for name, other in METHODS.items() if block in other.blocks)
+            refuse(block, f"the block {block}: has no effect with method: {settings.method}", f"take it out, or set method: {owner}")
+    for name in type(settings.preference).model_fields:
+        if f"preference.{name}" in places and name not in preference.READ[settings.objective]:
+            readers = " or ".join(objective for objective, read in preference.READ.items() if name in read)
+            refuse(
+                f"preference.{name}", f"preference.{name} has no effect with objective: {settings.objective}", f"take it out, or objective: {readers}"
+            )
+    if settings.objective == "dpo" and settings.preference.label_smoothing and settings.preference.loss_type != "sigmoid":
+        refuse(
+            "preference.label_smoothing",
+            f"preference.label_smoothing has no effect with loss_type: {settings.preference.loss_type}",
+            "take it out, or loss_type: sigmoid",
+        )
+    if method.quantized_base:
+        _check_quantized(settings, refuse)
     training = settings.training
     if "training.save_steps" in places and training.save_strategy != "steps":
         refuse(
@@ -395,10 +430,18 @@ def _check_together(settings: Settings, places: Mapping[str, str], file: Path) -
             "a shared prefix has one dropout mask for all rows, so nothing is shared beside lora_dropout",
             "take one of the two out",
         )
+    for name, problem, next_step in [*training_rules.clashes(settings, places), *lora_rules.clashes(settings, places)]:
+        refuse(name, problem, next_step)
     if settings.report_to:
         refuse("report_to", f"trackers ({', '.join(settings.report_to)}) are not in this version", "report_to: [] (metrics.jsonl is always written)")
     if settings.data.eval is None and settings.evaluation.every_steps:
         refuse("evaluation.every_steps", "every_steps has no effect with data.eval: null", "set data.eval: 5%, or take every_steps out")
+
+
+def _check_quantized(settings: Settings, refuse: Callable[[str, str, str], None]) -> None:
+    """What a base in 4 or 8 bits cannot be."""
+    if settings.training.frozen_base == "fp8":
+        refuse("training.frozen_base", f"fp8 goes with a base in bf16, and method: {settings.method} quantizes it", "training.frozen_base: bf16")
 
 
 def config_of_rows(rows: Path, model: str, overrides: list[str] | None = None) -> Config:

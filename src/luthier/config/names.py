@@ -41,8 +41,12 @@ def _recomputed(value: Any) -> Any:
 
 def _optimizer(value: Any) -> Any:
     if value not in OPTIMIZERS:
-        raise Unusable(f"the optimizer here is AdamW; nearest: training.optim: {'adamw_8bit' if '8bit' in str(value) else 'adamw'}")
+        raise Unusable(f"{value} is not here; nearest: training.optim: {'adamw_8bit' if '8bit' in str(value) else 'adamw'}")
     return OPTIMIZERS[value]
+
+
+def _schedule(value: Any) -> Any:
+    return SCHEDULES.get(value, value) if isinstance(value, str) else value
 
 
 def _only(allowed: tuple[Any, ...], nearest: str) -> Callable[[Any], Any]:
@@ -81,7 +85,38 @@ OPTIMIZERS = {
     "adamw_8bit": "adamw_8bit",
     "adamw_bnb_8bit": "adamw_8bit",
     "adamw_torch_8bit": "adamw_8bit",
+    "adafactor": "adafactor",
+    "lion": "lion",
+    "lion_32bit": "lion",
+    "lion_8bit": "lion_8bit",
+    "muon": "muon",
+    "schedule_free": "schedule_free",
+    "schedule_free_adamw": "schedule_free",
 }
+SCHEDULES = {
+    # Transformers' name    ours
+    "constant_with_warmup": "constant",  # ours rises too
+    "cosine_with_hard_restarts": "cosine_with_restarts",
+    "wsd": "warmup_stable_decay",
+}
+# What lr_scheduler_kwargs may say; of the last ones only what is so here anyway.
+SCHEDULE_ARGUMENTS = {"num_cycles": "num_cycles", "num_decay_steps": "decay_steps"}
+SCHEDULE_CONSTANTS = {"min_lr_ratio": 0, "warmup_type": "linear", "decay_type": "cosine"}
+
+
+def of_schedule(arguments: Any) -> dict[str, Any]:
+    """Our settings for Transformers' lr_scheduler_kwargs. Raises Unusable for what does not exist here."""
+    if not isinstance(arguments, dict):
+        raise Unusable("a map is expected; nearest: training.num_cycles: 2")
+    settings = {}
+    for name, value in arguments.items():
+        if name in SCHEDULE_ARGUMENTS:
+            settings[SCHEDULE_ARGUMENTS[name]] = value
+        elif name not in SCHEDULE_CONSTANTS or SCHEDULE_CONSTANTS[name] != value:
+            raise Unusable(f"{name}: {value} does not exist here; nearest: training.lr_scheduler_type: cosine")
+    return settings
+
+
 HELD_OUT_LOSS = "evaluation.every_steps: 50 shows the held-out loss as it falls"
 PUSH = "a training run sends nothing anywhere; nearest: luthier export RUN, then hf upload"
 
@@ -96,6 +131,8 @@ MOVES = {
     "fp16": Move("training.precision", _precision("fp16")),
     "save_limit": Move("training.save_total_limit"),
     "optim": Move("training.optim", _optimizer),
+    "lr_scheduler_type": Move("training.lr_scheduler_type", _schedule),
+    "neftune_noise_alpha": Move("training.neftune_noise_alpha"),
     "eval_steps": Move("evaluation.every_steps"),
     "eval_strategy": Move("", _strategy_of_evaluation),
     "evaluation_strategy": Move("", _strategy_of_evaluation),
@@ -121,8 +158,6 @@ MOVES = {
     "hub_strategy": Move("", _absent(PUSH)),
     "deepspeed": Move("", _absent("weights are not split over devices here; nearest: training.micro_batch_tokens: 1024 needs less memory")),
     "fsdp": Move("", _absent("weights are not split over devices here; nearest: training.micro_batch_tokens: 1024 needs less memory")),
-    "neftune_noise_alpha": Move("", _absent("noise on embeddings does not exist here; nearest: lora.lora_dropout: 0.05")),
-    "label_smoothing_factor": Move("", _absent("label smoothing does not exist here; nearest: lora.lora_dropout: 0.05")),
     "resume_from_checkpoint": Move("", _absent("a stopped run goes on by a call; nearest: luthier train --resume RUN")),
     "run_name": Move("", _absent("a run is named by its model and the time; nearest: output_dir: runs/NAME")),
     "logging_dir": Move("", _absent("metrics.jsonl lies in the run folder; nearest: output_dir: runs/NAME")),

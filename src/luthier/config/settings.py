@@ -2,11 +2,22 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from luthier.config.adapters import (
+    BottleneckSettings,
+    FreezeSettings,
+    Ia3Settings,
+    LoraSettings,
+    PrefixSettings,
+    PromptSettings,
+    PTuningSettings,
+    QloraSettings,
+)
 from luthier.config.checks import CheckSettings
 from luthier.config.data import DataSettings
-from luthier.config.section import Auto, Section, Text
+from luthier.config.preference import Objective, PreferenceSettings
+from luthier.config.section import Auto, Section, Size, Text
 
 
 class TokenizerSettings(Section):
@@ -20,24 +31,6 @@ class TokenizerSettings(Section):
     )
 
 
-class LoraSettings(Section):
-    """Low-rank adapters (Hu 2021, arXiv:2106.09685). Names are PEFT's."""
-
-    r: int = Field(16, ge=1, le=1024, description="rank: the width of the adapter; memory grows in step with it")
-    lora_alpha: float = Field(32, gt=0, description="scale: the adapter's output is multiplied by lora_alpha / r")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapter's inputs that are dropped in training")
-    target_modules: Text | Annotated[list[Text], Field(min_length=1)] = Field(
-        "all-linear", description="layers that get an adapter: all-linear, or names ([q_proj, v_proj])"
-    )
-    layers_to_transform: list[Annotated[int, Field(ge=0)]] = Field(
-        [], description="numbers of the layers that get an adapter, from 0; []: all (those below the lowest are frozen whole)"
-    )
-    use_rslora: bool = Field(False, description="scale by lora_alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv:2312.03732)")
-    modules_to_save: list[Text] = Field(
-        [], description="tables trained and saved whole: [embed_tokens, lm_head], which another tokenizer needs; many times the adapter's size"
-    )
-
-
 class TrainingSettings(Section):
     """How the rows become updates. Names are those of Transformers' TrainingArguments, but for batch_size."""
 
@@ -47,21 +40,37 @@ class TrainingSettings(Section):
     num_train_epochs: float = Field(3, gt=0, description="passes over the training rows")
     max_steps: int | None = Field(None, ge=1, description="stop after this many updates, whatever num_train_epochs says")
     learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = Field("auto", description="peak rate, after warm-up")
-    lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field("cosine", description="the rate's way down after warm-up")
+    learning_rates: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="other rates for some weights: {regular expression: factor on learning_rate}, {embed_tokens|lm_head: 0.1}"
+    )
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "cosine_with_restarts", "warmup_stable_decay"] = Field(
+        "cosine", description="the rate's way down after warm-up; warmup_stable_decay stays at the peak until its end"
+    )
+    num_cycles: int = Field(1, ge=1, description="how often cosine_with_restarts goes down")
+    decay_ratio: float = Field(0.1, gt=0, le=1, description="share of the updates in which warmup_stable_decay falls, at the end of the run")
+    decay_steps: int | None = Field(None, ge=1, description="updates in which warmup_stable_decay falls; used instead of decay_ratio")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of the updates in which the rate rises")
     warmup_steps: int | None = Field(None, ge=0, description="updates in which the rate rises; used instead of warmup_ratio")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decay of what is trained")
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment")
-    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the second moment")
+    weight_decay: float = Field(0.0, ge=0, description="the optimizer's decay of what is trained, but for norms, biases and other vectors")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment, and Lion's")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the second moment; Lion's second (0.99 is usual)")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
-    optim: Literal["adamw", "adamw_8bit"] = Field(
-        "adamw", description="AdamW; adamw_8bit keeps its moments in 8 bits: 6 bytes less for each trained number, and slower on a CPU"
+    optim: Literal["adamw", "adamw_8bit", "adafactor", "lion", "lion_8bit", "muon", "schedule_free"] = Field(
+        "adamw",
+        description="adamw; adamw_8bit keeps its moments in 8 bits; adafactor, lion and lion_8bit keep fewer of them; muon (method: full); "
+        "schedule_free needs no falling rate (docs/methods.md)",
     )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         "auto",
         description="number format of the weights and the arithmetic; auto takes the fastest here (fp16 on GPUs without bf16 only); "
         "what is trained is always kept in fp32 as well",
+    )
+    neftune_noise_alpha: float = Field(
+        0.0, ge=0, description="noise on the embeddings of training rows, at most this / sqrt(tokens * width) (arXiv:2310.05914; 5 is usual); 0: none"
+    )
+    label_smoothing_factor: float = Field(
+        0.0, ge=0, lt=1, description="share of each label that is spread over all words; the loss of updates shows it, the held-out loss does not"
     )
     gradient_checkpointing: Literal["auto", "off", "selective", "full"] = Field(
         "auto",
@@ -69,7 +78,9 @@ class TrainingSettings(Section):
         "more time; auto: only where the run does not fit without; the result is the same",
     )
     share_prefixes: bool = Field(True, description="compute what rows of an update begin with once (exact; off: every row by itself)")
-    micro_batch_tokens: int = Field(4096, ge=1, description="tokens that go through the model at once; changes speed and memory, not the result")
+    micro_batch_tokens: Annotated[int, Field(ge=1)] | Auto = Field(
+        "auto", description="tokens that go through the model at once; auto: 4096, or the most that fits; changes speed and memory, not the result"
+    )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
         description="compile what stands between the matrix products (norms, gated activations) into single loops; "
@@ -93,6 +104,12 @@ class TrainingSettings(Section):
     save_strategy: Literal["no", "steps", "epoch"] = Field("steps", description="when checkpoints are written")
     save_steps: int = Field(100, ge=1, description="updates between two checkpoints")
     save_total_limit: int = Field(2, ge=1, description="checkpoints that are kept")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _schedule_free_has_no_schedule(cls, given: Any) -> Any:
+        free = isinstance(given, dict) and given.get("optim") == "schedule_free"
+        return {"lr_scheduler_type": "constant"} | given if free else given
 
 
 class EvaluationSettings(Section):
@@ -123,15 +140,40 @@ class Settings(Section):
     )
     tokenizer: TokenizerSettings = TokenizerSettings()
     checks: CheckSettings = CheckSettings()
-    method: str = Field("lora", description="how to fine-tune: lora (an adapter beside the frozen model) or full (all weights of the model)")
+    objective: Objective = Field(
+        "sft",
+        description="what is learned of the rows: their answers (sft); which of two answers is better (dpo, orpo, simpo); "
+        "whether an answer is good (kto) (docs/preference.md)",
+    )
+    preference: PreferenceSettings = PreferenceSettings()
+    method: str = Field(
+        "lora", description="how to fine-tune: lora, dora, qlora, bottleneck, prefix, prompt, p_tuning, ia3, peft or full (docs/methods.md)"
+    )
     lora: LoraSettings = LoraSettings()
+    qlora: QloraSettings = QloraSettings()
+    bottleneck: BottleneckSettings = BottleneckSettings()
+    prefix: PrefixSettings = PrefixSettings()
+    prompt: PromptSettings = PromptSettings()
+    p_tuning: PTuningSettings = PTuningSettings()
+    ia3: Ia3Settings = Ia3Settings()
+    peft: dict[str, Any] = Field({}, description="a method of PEFT by its type, with the settings of its config: {type: VERA, r: 64}")
+    freeze: FreezeSettings = FreezeSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     init_from: Text | None = Field(None, description="a run whose adapter or model is the starting point (new rows or more epochs)")
     output_dir: Text = Field("runs", description="parent folder; each run makes its own folder in it")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
+    max_memory: Size | None = Field(
+        None, description="most memory that a run may take (3GB; the GPU's where one is used), one that needs more is not begun; null: the machine's"
+    )
     report_to: list[str] = Field([], description="[]: there are no trackers in this version; metrics.jsonl is always written")
     seed: int = Field(0, ge=0, description="every random draw comes from this number")
+
+    @property
+    def virtual_tokens(self) -> int:
+        """How many tokens the method puts before every row."""
+        counts = {"prefix": self.prefix.num_virtual_tokens, "prompt": self.prompt.num_virtual_tokens, "p_tuning": self.p_tuning.num_virtual_tokens}
+        return counts.get(self.method, 0)
 
     @field_validator("tokenizer", mode="before")
     @classmethod

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from luthier.config.data import SourceSettings
+from luthier.config.preference import ROWS
 from luthier.data.formats.build import Formatted, How, build
 from luthier.data.read.rows import rows_of
 from luthier.data.read.source import SourceFile, find_sources
+from luthier.errors import DataError
 from luthier.records import Rejected, Row
 
 
@@ -25,6 +27,12 @@ class Reading:
 
 # Formats whose rows hold more than answers to learn, and what they hold.
 JUDGED = {"preference": "pairs of a better and a worse answer", "kto": "answers that are labeled good or bad"}
+# What learns from them, and how such a row is written.
+LEARNERS = {"preference": "dpo", "kto": "kto"}
+SPELLED = {
+    "preference": 'a pair is {"prompt": ..., "chosen": ..., "rejected": ...}',
+    "kto": 'a judged row is {"prompt": ..., "completion": ..., "label": true}',
+}
 AS_FOUND = Reading("auto", {}, "utf-8")
 
 
@@ -45,6 +53,22 @@ def keep_good(path: str) -> str:
     place, here = Path(path), Path.cwd()
     typed = place.relative_to(here) if place.is_relative_to(here) else place
     return f"luthier data convert {shlex.quote(str(typed))} --to messages --only-good -o answers.jsonl"
+
+
+def check_objective(sources: Sequence[Mapping[str, Any]], objective: str) -> None:
+    """Raises DataError where a source (file, path, format) holds other rows than the objective learns from: the worse answer of a pair
+    must not be trained, and answers without a judgment cannot be compared."""
+    needed = ROWS.get(objective)
+    for source in sources:
+        held = source["format"]
+        if held == needed or (needed is None and held not in JUDGED):
+            continue
+        other = f"objective: {LEARNERS.get(held, 'sft')} learns from these rows"
+        if needed is None:
+            problem = f"holds {JUDGED[held]}; training on answers takes rows with one good answer each"
+            raise DataError(problem, where=source["file"], next_step=f"{other}; {keep_good(source['path'])} keeps the good answers")
+        problem = f"holds {JUDGED.get(held, 'answers without a judgment')}; objective: {objective} learns from {JUDGED[needed]}"
+        raise DataError(problem, where=source["file"], next_step=f"{other}; {SPELLED[needed]}")
 
 
 def rejected_row(row: Rejected) -> dict[str, Any]:

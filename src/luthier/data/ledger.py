@@ -116,6 +116,10 @@ def held_out_row(row: Conversation) -> dict[str, Any]:
     told = {"messages": [_message(turn) for turn in row.turns], "templated": row.templated}
     if row.tools:
         told["tools"] = json.loads(row.tools)
+    if row.rejected:
+        told["rejected"] = [_message(turn) for turn in row.rejected]
+    if row.label is not None:
+        told["label"] = row.label
     return {**told, "source": {"file": row.source.file, "line": row.source.line}}
 
 
@@ -138,7 +142,8 @@ def read_held_out(run: RunFolder) -> list[Conversation]:
 def _conversation(row: dict[str, Any]) -> Conversation:
     tools = json.dumps(row["tools"], ensure_ascii=False) if "tools" in row else ""
     source = Source(row["source"]["file"], row["source"]["line"])
-    return Conversation(tuple(_turn(message) for message in row["messages"]), source, row["templated"], tools)
+    turns, rejected = (tuple(_turn(message) for message in row.get(side, ())) for side in ("messages", "rejected"))
+    return Conversation(turns, source, row["templated"], tools, rejected, row.get("label"))
 
 
 def _turn(message: dict[str, Any]) -> Turn:

@@ -91,8 +91,10 @@ def _tokenize(conversation: Conversation, tokenizer: Any, how: How) -> Tokenized
     if not too_long.fits(found, how.max_length):
         whole, found = found, _shortened(sides, found, conversation, examples, how)
         _check_nothing_is_lost(whole, found, how)
+    if len(sides) > 1 and found[0] == found[1]:
+        raise Unfit("same_answers", "chosen and rejected are the same tokens, so nothing is better; leave the row out")
     found = [one for one in found if any(one.trained[1:])]
-    if not found:
+    if len(found) < len(sides):
         raise Unfit("nothing_trained", "no token of the row is left to be trained")
     return _booked(found, read, conversation)
 
@@ -173,7 +175,7 @@ def _shortened(sides: Sequence[Turns], found: list[Written], conversation: Conve
     if not conversation.templated and conversation.turns[0].role == "text":
         return too_long.windows(found[0], how.max_length) if how.too_long == "split" else [_right_end(found[0], how.max_length)]
     if how.too_long == "split":
-        if pair or not conversation.templated:
+        if pair or conversation.label is not None or not conversation.templated:
             raise too_long.too_long(found, how.max_length, "only plain texts and chats can be split")
         return too_long.split(sides[0], examples, how.max_length)
     if pair or len(found) == 1:

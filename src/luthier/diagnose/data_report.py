@@ -65,6 +65,7 @@ class DataReport:
     rejected: Sequence[Rejected] = ()  # the first rows that were set aside
     left_out: Sequence[str] = ()  # what could not be looked at, and why
     stopped: str = ""  # the error that training would stop with
+    judged_is_learned: bool = False  # whether the settings' objective learns from rows that judge
 
     @property
     def verdict(self) -> Verdict:
@@ -115,7 +116,7 @@ def next_step(report: DataReport) -> str:
 def _train(report: DataReport) -> str:
     """How good rows are trained on: through the settings that name them, or those of a new project."""
     judged = next((source["path"] for source in report.ledger["sources"] if source.get("format") in JUDGED), None)
-    if judged is not None:
+    if judged is not None and not report.judged_is_learned:
         return keep_good(judged)
     if report.is_settings:
         return f"luthier train {shlex.quote(report.target)}"

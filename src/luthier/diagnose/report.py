@@ -18,6 +18,8 @@ from luthier.version import VERSION
 SHOWN_SAMPLES = 5
 # A beginning that all prompts share is shown once if it is longer than a line.
 LEAST_SHARED_CHARACTERS = 80
+# Curves of preference tuning, by TRL's names.
+JUDGMENTS = {"rewards/margins": "Margin of the rewards", "rewards/accuracies": "Pairs whose better answer has the higher reward"}
 METRIC_NAMES = {"exact_match": "Exact match", "valid_json": "Valid JSON", "field_f1": "Field F1"}
 
 
@@ -187,8 +189,24 @@ def _learning(run: RunFolder) -> str:
     rates = _points(steps, "learning_rate")
     rate = line_chart("Learning rate over the updates", _course("The rate", rates), [Series("learning rate", rates, "main")], "update")
     keys = [("faint", "each update"), ("main", "smoothed")] + ([("second", "held-out rows")] if held_out else [])
-    figures = [_figure("Loss in nats per trained token", loss, keys), _figure("Learning rate", rate, [])]
+    unit = "Loss of the objective" if any("metrics" in row for row in steps) else "Loss in nats per trained token"
+    figures = [_figure(unit, loss, keys), _figure("Learning rate", rate, []), *_judgments(run, steps)]
     return f'<div class="charts">{"".join(figures)}</div>' if loss or rate else ""
+
+
+def _judgments(run: RunFolder, steps: list[dict[str, Any]]) -> list[str]:
+    """The curves of preference tuning; none for a run that learns answers."""
+    figures = []
+    for name, caption in JUDGMENTS.items():
+        seen, held_out = (
+            _points([{"step": row["step"], name: row["metrics"][name]} for row in rows if name in row.get("metrics", {})], name)
+            for rows in (steps, run.read_metrics("eval"))
+        )
+        series = [Series("each update", seen, "faint"), Series("smoothed", smooth(seen), "main"), Series("held-out rows", held_out, "second")]
+        chart = line_chart(f"{caption} over the updates", _course(caption, seen), series, "update")
+        keys = [("faint", "each update"), ("main", "smoothed")] + ([("second", "held-out rows")] if held_out else [])
+        figures.append(_figure(caption, chart, keys))
+    return figures
 
 
 def _course(what: str, points: list[tuple[float, float]]) -> str:

@@ -124,17 +124,23 @@ def document(example: TokenizedExample, place: int, path: tuple[int, ...], prefi
     )
 
 
-def lay_out(examples: list[TokenizedExample], *, micro_batch_tokens: int, share_prefixes: bool) -> Step:
-    """Lay one update out. Every example must have a trained token after its first one (data sees to it)."""
+def lay_out(
+    examples: list[TokenizedExample], *, micro_batch_tokens: int, share_prefixes: bool, together: Sequence[Sequence[int]] | None = None
+) -> Step:
+    """Lay one update out. Every example must have a trained token after its first one (data sees to it).
+
+    `together` are groups of examples, by their places, each of which goes through the model in one micro-batch; none given: one example each.
+    """
     trie = _best(examples) if share_prefixes else _Trie(examples, depth=0)
     parts, paths = trie.parts, trie.path
     documents = [
         document(example, place, paths[place], sum(len(parts[part].inputs) for part in paths[place])) for place, example in enumerate(examples)
     ]
-    documents.sort(key=lambda one: (one.path, len(one.inputs)))
+    units = [[documents[place] for place in group] for group in together or ([place] for place in range(len(examples)))]
+    units.sort(key=lambda unit: (unit[0].path, sum(len(one.inputs) for one in unit)))
     return Step(
         passes=[pack for level in trie.levels for pack in packs(level, micro_batch_tokens)],
-        micro_batches=list(packs(documents, micro_batch_tokens)),
+        micro_batches=[_sorted(pack) for pack in packs_of_units(units, micro_batch_tokens)],
         logical_tokens=sum(len(example.token_ids) for example in examples),
         executed_tokens=sum(len(one.inputs) for one in [*parts, *documents]),
         trained_tokens=sum(len(one.targets) for one in documents),
@@ -144,16 +150,27 @@ def lay_out(examples: list[TokenizedExample], *, micro_batch_tokens: int, share_
 
 def packs(documents: Sequence[Document], tokens: int) -> Iterator[list[Document]]:
     """Documents in runs of at most so many tokens; a longer document stands alone."""
+    return packs_of_units([[one] for one in documents], tokens)
+
+
+def packs_of_units(units: Sequence[Sequence[Document]], tokens: int) -> Iterator[list[Document]]:
+    """The documents of whole units in runs of at most so many tokens; a longer unit stands alone."""
     pack: list[Document] = []
     room = tokens
-    for one in documents:
-        if pack and len(one.inputs) > room:
+    for unit in units:
+        size = sum(len(one.inputs) for one in unit)
+        if pack and size > room:
             yield pack
             pack, room = [], tokens
-        pack.append(one)
-        room -= len(one.inputs)
+        pack.extend(unit)
+        room -= size
     if pack:
         yield pack
+
+
+def _sorted(documents: list[Document]) -> list[Document]:
+    """Documents of one path stand together, short ones first: they go through one product."""
+    return sorted(documents, key=lambda one: (one.path, len(one.inputs)))
 
 
 def _best(examples: list[TokenizedExample]) -> _Trie:

@@ -14,10 +14,14 @@ LEVELS = 65536
 
 @dataclass(slots=True)
 class Draws:
-    """What the masks of the micro-batch at hand are drawn from: the update's seed, and each document's place and length."""
+    """What the masks of the micro-batch at hand are drawn from: the update's seed, and each document's place and length.
+
+    `row_tokens` are the lengths of the whole rows that they are the beginnings of.
+    """
 
     seed: int = 0
     documents: list[tuple[int, int]] = field(default_factory=list)
+    row_tokens: list[int] = field(default_factory=list)
 
     def begin_update(self) -> None:
         """One number from torch's generator, which the training loop seeds for every update, stands for all draws of an update."""

@@ -17,10 +17,26 @@ from typing import Any, Literal
 import torch
 from peft import PeftModel
 
-from luthier.config.settings import LoraSettings
 from luthier.data import tokenize as tokens
 from luthier.data.formats.build import Built, How, build
-from luthier.engine import attention, elementwise, embedding, fp8, generate, hindrance, kernels, lora, optimizers, reference, update
+from luthier.engine import (
+    attention,
+    elementwise,
+    embedding,
+    fp8,
+    generate,
+    groups,
+    hindrance,
+    judged,
+    kernels,
+    lora,
+    noise,
+    optimizers,
+    reference,
+    tuners,
+    update,
+    virtual,
+)
 from luthier.engine.answers import Text, text_of
 from luthier.engine.batches import Step, lay_out
 from luthier.engine.draws import Draws
@@ -33,7 +49,8 @@ from luthier.engine.sampling import GREEDY, Sampling
 from luthier.engine.transfer import Late
 from luthier.errors import DataError, LuthierError
 from luthier.files import make_folder
-from luthier.models import adapters, find, load, save
+from luthier.models import adapters, find, load, methods, quantized, save
+from luthier.models.bottleneck import BottleneckModel
 from luthier.records import Rejected, Row, Source, TokenizedExample, Turn, UpdateLoss
 from luthier.reporting import Silent
 
@@ -59,19 +76,23 @@ class Engine:
         max_grad_norm: float = 1.0,
         attn_implementation: str = "auto",
         optim: str = "adamw",
+        rates: dict[str, float] | None = None,
+        neftune_noise_alpha: float = 0.0,
+        label_smoothing: float = 0.0,
         gradient_checkpointing: Mode = "off",
         compile: bool = False,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.micro_batch_tokens, self.max_grad_norm = micro_batch_tokens, max_grad_norm
-        # A shared prefix has one dropout mask for all rows, which is another estimator: beside dropout nothing is shared.
-        self._drops = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+        # A shared prefix has one dropout mask (or noise) for all rows, which is another estimator: beside it nothing is shared.
+        drops = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+        self._drops = drops or neftune_noise_alpha > 0 or tuners.draw(model)
         self.share_prefixes = share_prefixes and not self._drops
         self.sharing = ""  # what the rows of the last update shared, or why nothing
         self.notes: list[str] = []  # what someone who reads the log should know about how this model runs
         self.plain_reason = ""  # why the fast path is not used; "" when it is
         self._adam_settings: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0} | (adam or {})
-        self.optim = optim
+        self.optim, self._rates = optim, rates or {}
         # Made when training begins: a model that only answers has no use for them.
         self._masters: Masters | None = None
         self._optimizer: torch.optim.Optimizer | None = None
@@ -79,6 +100,8 @@ class Engine:
         self._give_back: Callable[[], None] = lambda: None
         self.plain_attention = attention.plain_name(update.causal_model(model).config._attn_implementation)
         self.head, self.draws = head_of(update.causal_model(model)), Draws()
+        self.head.label_smoothing = label_smoothing
+        noise.install(update.causal_model(model), neftune_noise_alpha, self.draws)
         self._longest_exact = hindrance.longest_exact(model)
         self._enter_fast_path(attn_implementation, compile)
         self.recomputing = Recomputing(self.model, gradient_checkpointing)
@@ -91,19 +114,26 @@ class Engine:
         lora: dict[str, Any] | None = None,
         adapter: str | None = None,
         full: bool = False,
+        method: str | None = None,
+        settings: dict[str, Any] | None = None,
         seed: int = 0,
         precision: Precision = "fp32",
         device: str = "auto",
     ) -> "Engine":
         """Load a model by its catalog name, hub id or folder, with a new LoRA adapter (`lora`: PEFT's names) or a trained one,
-        or (`full`) with all of its own weights trained."""
+        or (`full`) with all of its own weights trained, or by any `method` with the `settings` of its section."""
         folder = find.find(model, Silent())
         tokenizer = load.load_tokenizer(folder)
-        loaded = load.load_model(folder, precision, best_device() if device == "auto" else device)
+        device = best_device() if device == "auto" else device
+        if method is not None:
+            asked = methods.settings_of(model, method, settings or {}, precision, seed)
+            base = quantized.load_model(folder, precision, device, quantized.quantization_of(asked, precision))
+            return cls(methods.add(base, asked, (), tokenizer), tokenizer)
+        loaded = load.load_model(folder, precision, device)
         if adapter is not None:
             loaded = adapters.load_adapter(loaded, Path(adapter), trainable=True)
         elif lora is not None:
-            loaded = adapters.add_lora(loaded, **(LoraSettings().model_dump() | lora), seed=seed)
+            loaded = methods.add(loaded, methods.settings_of(model, "lora", lora, precision, seed))
         else:
             loaded.requires_grad_(full)
         return cls(loaded, tokenizer)
@@ -128,19 +158,51 @@ class Engine:
         step = self._begin(examples)
         sums = [0.0] * len(examples) if row_losses else None
         if self.plain_reason:
-            loss, executed_tokens = reference.forward_backward(self.model, examples, sums, self._scale), step.logical_tokens
+            loss = reference.forward_backward(self.model, examples, sums, self._scale, self.draws, self.head.label_smoothing)
+            executed_tokens = step.logical_tokens
+            executed_tokens += virtual.run_tokens(self.model) * len(examples)
         else:
             total = update.Sums(torch.zeros((), device=self.device), sums)
             loss = update.forward_backward(self.model, self.head, step, total, self._scale, self.draws)
-            executed_tokens = step.executed_tokens
+            executed_tokens = step.executed_tokens + virtual.run_tokens(self.model)
         means = None if sums is None else [total / example.trained_tokens for total, example in zip(sums, examples, strict=True)]
         return UpdateLoss(loss, step.logical_tokens, executed_tokens, step.trained_tokens, means)
 
-    def _begin(self, examples: list[TokenizedExample]) -> Step:
+    def forward_backward_judged(self, examples: list[TokenizedExample], together: list[list[int]], loss_of: judged.LossOf) -> UpdateLoss:
+        """Loss and gradients of one update whose loss is made of the log-probability of each example (judged.py).
+
+        `together` are the places of the examples that the loss compares; each example stands in one group.
+        """
+        step = self._begin(examples, together)
+        virtual_tokens = virtual.run_tokens(self.model)
+        if self.plain_reason:
+            loss = reference.forward_backward_judged(self.model, examples, together, loss_of, self._scale, self.draws)
+            executed_tokens = step.logical_tokens + virtual_tokens * len(examples)
+        else:
+            loss = judged.forward_backward(self.model, self.head, step, loss_of, self._scale, self.draws)
+            executed_tokens = step.executed_tokens + virtual_tokens
+        return UpdateLoss(loss, step.logical_tokens, executed_tokens, step.trained_tokens)
+
+    def log_probabilities(self, examples: Sequence[TokenizedExample]) -> list[float]:
+        """The log-probability, in nats, of the trained tokens of each example; nothing is learned and no mode is left changed."""
+        found: list[float] = []
+        with self._evaluating(), torch.no_grad():
+            for start in range(0, len(examples), EVALUATION_BATCH):
+                batch = list(examples[start : start + EVALUATION_BATCH])
+                self._check_length(max(len(example.token_ids) for example in batch))
+                if self.plain_reason:
+                    found += [-float(reference.loss_sum(self.model, example)) for example in batch]
+                else:
+                    step = lay_out(batch, micro_batch_tokens=self.micro_batch_tokens, share_prefixes=self.share_prefixes)
+                    found += judged.log_probabilities(self.model, self.head, step)
+        return found
+
+    def _begin(self, examples: list[TokenizedExample], together: list[list[int]] | None = None) -> Step:
         """Lay an update out, and make ready to train it."""
         self._check_length(max(len(example.token_ids) for example in examples))
-        step = lay_out(examples, micro_batch_tokens=self.micro_batch_tokens, share_prefixes=self.share_prefixes and not self.plain_reason)
-        self.sharing = "none, as one dropout mask would serve all rows" if self._drops and not self.plain_reason else step.sharing
+        shared = self.share_prefixes and not self.plain_reason
+        step = lay_out(examples, micro_batch_tokens=self.micro_batch_tokens, share_prefixes=shared, together=together)
+        self.sharing = "none, as one dropout mask or noise would serve all rows" if self._drops and not self.plain_reason else step.sharing
         self.model.train()
         self._masters = self.masters  # before the first gradient comes, which they take
         return step
@@ -180,12 +242,12 @@ class Engine:
         step = self._begin(examples)
         sums = update.Sums(torch.zeros((), device=self.device))
         update.run_update(self.model, self.head, step, sums, 1.0, self.draws)
-        mean = sums.total / step.trained_tokens
+        mean, executed_tokens = sums.total / step.trained_tokens, step.executed_tokens + virtual.run_tokens(self.model)
         norm = Late(optimizers.step_unread(self.optimizer, learning_rate, self.max_grad_norm, mean))
         loss = Late(mean)
         self.masters.copy_back()
         self.masters.forget_gradients()
-        return lambda: (UpdateLoss(float(loss), step.logical_tokens, step.executed_tokens, step.trained_tokens), float(norm))
+        return lambda: (UpdateLoss(float(loss), step.logical_tokens, executed_tokens, step.trained_tokens), float(norm))
 
     def price_of_checkpointing(self, examples: list[TokenizedExample]) -> float:
         """The share of time that gradient checkpointing adds to an update of `examples`. Nothing is learned."""
@@ -217,13 +279,24 @@ class Engine:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Nothing is dropped meanwhile; the mode before comes back at the end."""
+        """Nothing is dropped meanwhile, and the weights are those that will be saved; the mode before comes back at the end."""
         training = self.model.training
         self.model.eval()
         try:
-            yield
+            with self._averaged():
+                yield
         finally:
             self.model.train(training)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The weights that training has found: for a schedule-free optimizer others than those that it goes on from."""
+        with optimizers.averaged(self._optimizer) as others:
+            if others:
+                self.masters.copy_back()
+            yield
+        if others:
+            self.masters.copy_back()
 
     @torch.no_grad()
     def _plain_loss(self, examples: list[TokenizedExample]) -> float:
@@ -285,11 +358,12 @@ class Engine:
         """Save what was trained with the tokenizer: the adapter in PEFT's own format, or the whole model as Transformers reads it."""
         path = Path(folder)
         make_folder(path.parent)
-        if not self.adapted:
-            save.save_model(self.model, path, self.tokenizer, self.stop_ids)
-            return path
-        name = base_name or str(getattr(update.causal_model(self.model).config, "_name_or_path", ""))
-        adapters.save_adapter(self.model, path, name, self.tokenizer)
+        with self._averaged():
+            if not self.adapted:
+                save.save_model(self.model, path, self.tokenizer, self.stop_ids)
+                return path
+            name = base_name or str(getattr(update.causal_model(self.model).config, "_name_or_path", ""))
+            adapters.save_adapter(self.model, path, name, self.tokenizer)
         return path
 
     @property
@@ -302,8 +376,14 @@ class Engine:
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         if self._optimizer is None:
-            self._optimizer = optimizers.OPTIMIZERS[self.optim](list(self.masters.weights.values()), self._adam_settings)
+            tables = groups.table_names(self.model, update.causal_model(self.model))
+            found = groups.groups(self.masters.weights, tables, self._adam_settings["weight_decay"], self._rates)
+            self._optimizer = optimizers.OPTIMIZERS[self.optim](found, self._adam_settings)
         return self._optimizer
+
+    def require_optimizer(self) -> None:
+        """Make the optimizer now. Raises ConfigError where it is not installed, or where a rate is for weights that are not there."""
+        self._optimizer = self.optimizer
 
     @property
     def _scale(self) -> float:
@@ -317,11 +397,20 @@ class Engine:
     @property
     def adapted(self) -> bool:
         """Whether an adapter is trained beside the model; if not, its own weights are."""
-        return isinstance(self.model, PeftModel)
+        return isinstance(self.model, PeftModel | BottleneckModel)
 
     @property
     def trained_parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    @property
+    def trained_line(self) -> str:
+        """How much of the model is trained, in a line."""
+        trained = sum(parameter.numel() for parameter in self.trained_parameters)
+        # PEFT counts what lies two to a byte in a quantized base.
+        of_peft = isinstance(self.model, PeftModel)
+        of_all = self.model.get_nb_trainable_parameters()[1] if of_peft else sum(parameter.numel() for parameter in self.model.parameters())
+        return f"trained: {trained:,} of {of_all:,} parameters ({100 * trained / of_all:.2f} %)"
 
     @property
     def device(self) -> torch.device:
@@ -329,9 +418,9 @@ class Engine:
 
     @property
     def context(self) -> int | None:
-        """How many tokens the model was made for; None where its config does not say."""
+        """How many tokens a row may have: as many as the model was made for, less the virtual ones; None where its config does not say."""
         tokens: int | None = getattr(update.causal_model(self.model).config, "max_position_embeddings", None)
-        return tokens or None
+        return tokens - virtual.tokens(self.model) if tokens else None
 
     @property
     def stop_ids(self) -> set[int]:
@@ -346,7 +435,7 @@ class Engine:
             attention.set_plain(model, attn_implementation)
             self.plain_reason = f"attn_implementation: {attn_implementation} was asked for"
             return
-        self.plain_reason = hindrance.of_parts(model)
+        self.plain_reason = hindrance.of_parts(model) or virtual.hindrance(self.model) or tuners.hindrance(self.model)
         if self.plain_reason:
             return
         door = attention.DOORS.get(self.plain_attention, "luthier")
@@ -370,6 +459,7 @@ class Engine:
         self._give_back = give_back
 
     def _check_length(self, longest: int) -> None:
+        longest += virtual.tokens(self.model)
         if not self.plain_reason and self._longest_exact is not None and longest > self._longest_exact:
             self.go_plain(f"its position encoding changes for rows of more than {self._longest_exact:,} tokens, and one has {longest:,}")
 
@@ -405,6 +495,12 @@ class Engine:
         self._give_back()
         self.recomputing.start()
         update.causal_model(self.model).set_attn_implementation(self.plain_attention)
+
+    def losses_with_and_without_adapter(self, example: TokenizedExample) -> tuple[float, float]:
+        """The loss of a row as the model is, and as its base has it."""
+        trained = self.held_out_loss([example])
+        with self.model.disable_adapter():
+            return trained, self.held_out_loss([example])
 
     def require_trained_parameters(self) -> None:
         if not self.trained_parameters:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luthier.config.methods import METHODS
 from luthier.engine import lora
 from luthier.errors import ConfigError
 
@@ -151,6 +152,8 @@ def require(asked: str, method: str, precision: str, device: str) -> None:
     reason = ""
     if method == "full":
         reason = "needs frozen weights, and method: full leaves none"
+    elif "lora" not in METHODS[method].blocks:
+        reason = f"stands below LoRA adapters, and method: {method} has none"
     elif precision not in ("auto", "bf16"):
         reason = f"goes with precision: bf16, and it is {precision}"
     elif device != "cuda" or torch.cuda.get_device_capability() < FIRST_CAPABILITY:

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from luthier import files
+from luthier.engine import virtual
 from luthier.engine.batches import Document, packs
 from luthier.engine.engine import CHECK_TOLERANCE, Engine
 from luthier.engine.packed import Bottom, Packed
 from luthier.engine.update import causal_model, decoder, run_packed
 from luthier.errors import RunError
+from luthier.models.blocks import blocks
 from luthier.records import TokenizedExample
 
 FILE = "frozen-layers.bin"
@@ -63,9 +65,7 @@ def _key(token_ids: list[int]) -> bytes:
 
 def decoder_layers(model: Any) -> nn.ModuleList | None:
     """The list of the model's layers, in order; None where it is not found."""
-    wanted = causal_model(model).config.get_text_config().num_hidden_layers
-    lists = [module for module in decoder(model).children() if isinstance(module, nn.ModuleList) and len(module) == wanted]
-    return lists[0] if len(lists) == 1 else None
+    return blocks(causal_model(model))
 
 
 def frozen_layers(model: Any) -> tuple[int, str]:
@@ -73,6 +73,8 @@ def frozen_layers(model: Any) -> tuple[int, str]:
     layers = decoder_layers(model)
     if layers is None:
         return 0, "its layers are not one list"
+    if virtual.tokens(model):
+        return 0, "every layer sees the virtual tokens, which are trained"
     above: set[int] = set()
     lowest = len(layers)
     for place in reversed(range(len(layers))):
@@ -85,7 +87,7 @@ def frozen_layers(model: Any) -> tuple[int, str]:
     if any(isinstance(module, nn.Dropout) and module.p > 0 and id(module) not in above for module in decoder(model).modules()):
         return 0, "part of what they give is dropped while it trains"
     if lowest == 0:
-        return 0, "the lowest layer is trained (lora.layers_to_transform chooses which ones are)"
+        return 0, "the lowest layer is trained (lora.layers_to_transform or freeze.layers chooses which ones are)"
     return lowest, ""
 
 

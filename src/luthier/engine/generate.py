@@ -10,13 +10,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from luthier.engine import decoding
+from luthier.engine import decoding, virtual
 from luthier.engine.batches import Document
 from luthier.engine.decoding import Decoding
 from luthier.engine.head import Head, head_of
 from luthier.engine.packed import KeysValues, Packed
 from luthier.engine.sampling import GREEDY, Chooser, Sampling, draws_of
-from luthier.engine.update import causal_model, device_of, run, run_packed
+from luthier.engine.update import causal_model, device_of, run, run_packed, run_virtual
 from luthier.errors import DataError
 from luthier.plan.shape import common_prefix
 
@@ -76,7 +76,7 @@ def answer(
     """
     rows = _asked(prompts, max_new_tokens)
     shared = 0 if how.plain or len(rows) < 2 else max(0, min(common_prefix(list(prompts)), min(map(len, prompts)) - 1))
-    prefix = run_prefix(model, prompts[0][:shared]) if shared else {}
+    prefix = {} if how.plain or not rows else run_prefix(model, prompts[0][:shared])
     draws = draws_of(how.sampling.seed, prompts)
     done = 0
     for batch in batches([len(row.prompt) - shared for row in rows], [row.limit for row in rows], 1 if how.plain else BATCH_ROWS):
@@ -92,7 +92,7 @@ def answer(
 def stream(model: Any, prompt: list[int], how: How, max_new_tokens: int) -> Iterator[int]:
     """The continuation of one prompt, token by token, without the stop token: the same as that of `answer`."""
     row = _asked([prompt], max_new_tokens)[0]
-    runner = Plain(model) if how.plain else Fast(model, {}, 0)
+    runner = Plain(model) if how.plain else Fast(model, run_prefix(model, []), 0)
     said = 0
     for _ in decode(runner, [row], how, draws_of(how.sampling.seed, [prompt])):
         yield from row.answer[said:]
@@ -150,14 +150,23 @@ def decode(runner: Runner, rows: list[Asked], how: How, draws: list[Any]) -> Ite
 
 
 def run_prefix(model: Any, tokens: list[int]) -> dict[int, KeysValues]:
-    """Keys and values, (P, K, D), of what all prompts begin with, by layer."""
-    layout = Packed([len(tokens)], record=True)
-    run_packed(model, [Document(tokens, 0)], layout)
-    return layout.recorded
+    """Keys and values, (P, K, D), of what all prompts begin with, by layer: virtual tokens, where there are any, then `tokens`."""
+    root = run_virtual(model).recorded if virtual.tokens(model) else {}
+    if not tokens:
+        return root
+    path = (0,) if root else ()
+    layout = Packed([len(tokens)], [path], {0: root}, record=True, before=virtual.tokens(model))
+    run_packed(model, [Document(tokens, 0, path=path)], layout)
+    if not root:
+        return layout.recorded
+    return {layer: (torch.cat([root[layer][0], keys]), torch.cat([root[layer][1], values])) for layer, (keys, values) in layout.recorded.items()}
 
 
 class Fast:
-    """Prompts run packed, without padding; then one token of each row at a time over kept keys and values."""
+    """Prompts run packed, without padding; then one token of each row at a time over kept keys and values.
+
+    `prefix[layer]` are those of what all rows begin with: perhaps virtual tokens, then the first `prefix_tokens` of each prompt.
+    """
 
     def __init__(self, model: Any, prefix: dict[int, KeysValues], prefix_tokens: int) -> None:
         self.model, self.prefix, self.prefix_tokens = model, prefix, prefix_tokens
@@ -169,7 +178,8 @@ class Fast:
         """Run the prompts after the prefix."""
         path = (0,) if self.prefix else ()
         documents = [Document(prompt[self.prefix_tokens :], place, self.prefix_tokens, path) for place, prompt in enumerate(prompts)]
-        layout = Packed([len(one.inputs) for one in documents], [path] * len(documents), {0: self.prefix} if self.prefix else {}, record=True)
+        before = len(self.prefix[0][0]) - self.prefix_tokens if self.prefix else 0
+        layout = Packed([len(one.inputs) for one in documents], [path] * len(documents), {0: self.prefix}, record=True, before=before)
         hidden_TD = run_packed(self.model, documents, layout)
         last = torch.tensor(layout.lengths, device=hidden_TD.device).cumsum(0) - 1
         self.state = decoding.after(layout, room, self.prefix)

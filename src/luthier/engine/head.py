@@ -26,6 +26,7 @@ class Head:
     model: Any  # the causal language model
     scale: float = 1.0
     softcap: float | None = None
+    label_smoothing: float = 0.0  # of the losses that an update learns from
     buffers: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -46,9 +47,15 @@ class Head:
         logits = logits if self.scale == 1.0 else logits * self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
-    def losses(self, hidden_ND: Float[Tensor, "N D"], targets_N: Int[Tensor, "N"]) -> tuple[Float[Tensor, ""], Float[Tensor, "N"]]:
-        """The sum over N tokens of -log p(target) in nats, which can be sent backward, and the addends, which cannot; both in fp32."""
-        total, each = _HeadLoss.apply(hidden_ND, self.weight, self.bias, targets_N, self)  # type: ignore[no-untyped-call]
+    def losses(
+        self, hidden_ND: Float[Tensor, "N D"], targets_N: Int[Tensor, "N"], smoothing: float = 0.0, weights_N: Float[Tensor, "N"] | None = None
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "N"]]:
+        """The sum over N tokens of -log p(target) in nats, which can be sent backward, and the addends, which cannot; both in fp32.
+
+        With `smoothing` e each is (1 - e) * -log p(target) + e * the mean of -log p over all words (Szegedy 2016, arXiv:1512.00567).
+        With `weights_N` the sum is that of the addends times their weights.
+        """
+        total, each = _HeadLoss.apply(hidden_ND, self.weight, self.bias, targets_N, self, smoothing, weights_N)  # type: ignore[no-untyped-call]
         return total, each
 
     def buffer(self, name: str, rows: int, like: Tensor, dtype: torch.dtype, columns: int) -> Tensor:
@@ -70,7 +77,16 @@ class _HeadLoss(torch.autograd.Function):
     """The losses, in fp32; the gradients of the hidden rows and of a trained head are made while the logits are there."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        targets_N: Tensor,
+        head: Head,
+        smoothing: float,
+        weights_N: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         gradient = torch.empty_like(hidden_ND) if needs_hidden else None
         weight_gradient = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
@@ -80,7 +96,10 @@ class _HeadLoss(torch.autograd.Function):
         rows = max(1, min(LOGITS_CHUNK_ROWS, LOGITS_CHUNK_BYTES // (4 * weight_VD.shape[0]), len(targets_N)))
         for start in range(0, len(targets_N), rows):
             piece = slice(start, start + rows)
-            slope = _chunk(head, hidden_ND[piece], head_VD, bias_V, targets_N[piece, None], each_N[piece], ctx.needs_input_grad[0] or needs_weight)
+            slopes = ctx.needs_input_grad[0] or needs_weight
+            slope = _chunk(head, hidden_ND[piece], head_VD, bias_V, targets_N[piece, None], each_N[piece], slopes, smoothing)
+            if weights_N is not None:
+                slope *= weights_N[piece, None]
             if gradient is not None:
                 torch.mm(slope, head_VD, out=gradient[piece])
             if weight_gradient is not None:
@@ -90,17 +109,19 @@ class _HeadLoss(torch.autograd.Function):
         ctx.save_for_backward(gradient, weight_gradient, bias_gradient)
         ctx.weight_dtype = weight_VD.dtype
         ctx.mark_non_differentiable(each_N)
-        return each_N.sum(), each_N
+        return (each_N if weights_N is None else each_N * weights_N).sum(), each_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
         hidden, weight, bias = ctx.saved_tensors
         # A number beside a tensor keeps its own digits.
         of_weight, of_bias = (None if one is None else one.mul_(grads[0]).to(ctx.weight_dtype) for one in (weight, bias))
-        return None if hidden is None else hidden * grads[0], of_weight, of_bias, None, None
+        return None if hidden is None else hidden * grads[0], of_weight, of_bias, None, None, None, None
 
 
-def _chunk(head: Head, hidden_ND: Tensor, head_VD: Tensor, bias_V: Tensor | None, targets_N1: Tensor, each_N: Tensor, slopes: bool) -> Tensor:
+def _chunk(
+    head: Head, hidden_ND: Tensor, head_VD: Tensor, bias_V: Tensor | None, targets_N1: Tensor, each_N: Tensor, slopes: bool, smoothing: float
+) -> Tensor:
     """Fills the losses of some rows. Gives d loss / d (h W^T), (N, V), in a buffer that the next call writes over."""
     rows, words = len(hidden_ND), len(head_VD)
     exact = head.buffer("exact", rows, hidden_ND, torch.float32, words)
@@ -119,13 +140,17 @@ def _chunk(head: Head, hidden_ND: Tensor, head_VD: Tensor, bias_V: Tensor | None
         exact *= head.softcap
     highest = exact.amax(dim=-1)
     chosen = exact.gather(1, targets_N1).squeeze(1)
+    if smoothing:
+        chosen = chosen.mul_(1 - smoothing).add_(exact.mean(dim=-1), alpha=smoothing)
     torch.ops.aten._softmax.out(exact, -1, False, out=exact)
     # log sum exp = highest logit - log of its probability, which is never small
     each_N.copy_(highest - exact.amax(dim=-1).log_() - chosen)
     if not slopes:
         return exact
-    # d loss / d logits = softmax - one-hot
-    exact.scatter_add_(1, targets_N1, exact.new_full(targets_N1.shape, -1.0))
+    # d loss / d logits = softmax - one-hot, which smoothing spreads over all words
+    if smoothing:
+        exact -= smoothing / words
+    exact.scatter_add_(1, targets_N1, exact.new_full(targets_N1.shape, smoothing - 1.0))
     if bent is not None:
         exact *= bent.square_().neg_().add_(1.0)
     if head.scale != 1.0:

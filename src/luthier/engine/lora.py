@@ -18,27 +18,31 @@ from torch import Tensor, nn
 
 from luthier.engine import draws
 from luthier.engine.draws import Draws
+from luthier.models import quantized
 
 
 class _Projections(torch.autograd.Function):
     """Forward and backward of adapted linear layers with one input; their weights and biases are frozen.
 
-    `dropped` is the adapters' input where it is not x. After it come the scales, then (weight, bias, A, B) of each layer.
+    `dropped` is the adapters' input where it is not x. After it come the scales, the frozen layers, then (weight, bias, A, B) of each. A
+    quantized layer has no weight: it is made when it is needed, and again in the backward pass.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dropped: Tensor | None, scales: tuple[float, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, dropped: Tensor | None, scales: tuple[float, ...], layers: tuple[Any, ...], *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
         weights, biases, a_s, b_s = (tensors[place::4] for place in range(4))
         flat_TI = x.reshape(-1, x.shape[-1])
         narrow_in_TI = flat_TI if dropped is None else dropped.reshape(flat_TI.shape)
         a_RI = torch.cat([a.to(x.dtype) for a in a_s])  # type: ignore[union-attr]
         narrow_TR = narrow_in_TI @ a_RI.T
         outputs = []
-        for weight, bias, b, narrow, scale in zip(weights, biases, b_s, _parts(narrow_TR, a_s), scales, strict=True):
-            y = torch.nn.functional.linear(flat_TI, weight, bias)  # type: ignore[arg-type]
-            outputs.append(y.addmm_(narrow, b.to(x.dtype).T, alpha=scale).view(*x.shape[:-1], -1))  # type: ignore[union-attr]
+        for weight, layer, bias, b, narrow, scale in zip(weights, layers, biases, b_s, _parts(narrow_TR, a_s), scales, strict=True):
+            y = torch.nn.functional.linear(flat_TI, _weight(weight, layer, x.dtype), None if bias is None else bias.to(x.dtype))
+            outputs.append(y.addmm_(narrow, b.to(x.dtype).T, alpha=scale).view(*x.shape[:-1], -1))
         ctx.save_for_backward(narrow_in_TI, narrow_TR, a_RI, *weights, *a_s, *b_s)
-        ctx.scales, ctx.dropped = scales, dropped is not None
+        ctx.scales, ctx.layers, ctx.dropped = scales, layers, dropped is not None
         return tuple(outputs)
 
     @staticmethod
@@ -52,16 +56,16 @@ class _Projections(torch.autograd.Function):
         dbs = [(narrow.T @ dy).mul_(scale).T for dy, narrow, scale in zip(dys, _parts(narrow_TR, a_s), ctx.scales, strict=True)]
         dx = ddropped = None
         if ctx.needs_input_grad[0]:
-            dx = dys[0] @ weights[0]
-            for dy, weight in zip(dys[1:], weights[1:], strict=True):
-                dx.addmm_(dy, weight)
+            dx = dys[0] @ _weight(weights[0], ctx.layers[0], dys[0].dtype)
+            for dy, weight, layer in zip(dys[1:], weights[1:], ctx.layers[1:], strict=True):
+                dx.addmm_(dy, _weight(weight, layer, dy.dtype))
             if not ctx.dropped:
                 dx.addmm_(dnarrow_TR, a_RI)
             dx = dx.view(*grads[0].shape[:-1], -1)
         if ctx.dropped and ctx.needs_input_grad[1]:
             ddropped = (dnarrow_TR @ a_RI).view(*grads[0].shape[:-1], -1)
         each = ((None, None, da.T.to(a.dtype), db.to(b.dtype)) for da, a, db, b in zip(das, a_s, dbs, b_s, strict=True))
-        return dx, ddropped, None, *(one for four in each for one in four)
+        return dx, ddropped, None, None, *(one for four in each for one in four)
 
 
 def _parts(wide: Tensor, a_s: Any) -> tuple[Tensor, ...]:
@@ -69,14 +73,23 @@ def _parts(wide: Tensor, a_s: Any) -> tuple[Tensor, ...]:
     return tuple(wide.split([len(a) for a in a_s], dim=1))
 
 
+def _weight(weight: Tensor | None, layer: Any, dtype: torch.dtype) -> Tensor:
+    return quantized.weight_of(layer, dtype) if weight is None else weight
+
+
 def is_plain(module: Any) -> bool:
-    """Whether the function above computes what PEFT would: one adapter, no variant (DoRA...), a full-precision frozen base."""
-    if not isinstance(module, LoraLinear) or type(module.base_layer) is not nn.Linear or len(module.active_adapters) != 1:
+    """Whether the function above computes what PEFT would: adapters of one scale, no variant (DoRA...), a frozen base, be it quantized."""
+    if not isinstance(module, LoraLayer) or not module.active_adapters:
         return False
-    name = module.active_adapters[0]
-    if name not in module.lora_A or module.base_layer.weight.requires_grad:
+    if not quantized.is_quantized(module.base_layer) and not (isinstance(module, LoraLinear) and type(module.base_layer) is nn.Linear):
         return False
-    return not module.lora_variant and module.lora_A[name].bias is None and module.lora_B[name].bias is None
+    names = module.active_adapters
+    if any(name not in module.lora_A for name in names) or module.base_layer.weight.requires_grad:
+        return False
+    # Several are one wide adapter where they scale alike and read the same input, dropped or not.
+    if len(names) > 1 and (len({module.scaling[name] for name in names}) > 1 or any(_drops(module.lora_dropout[name]) for name in names)):
+        return False
+    return not module.lora_variant and all(module.lora_A[name].bias is None and module.lora_B[name].bias is None for name in names)
 
 
 def install(model: nn.Module, run: Callable[[], object], drawn: Draws) -> Callable[[], None]:
@@ -152,20 +165,32 @@ class _SharedInput:
 def _project(modules: list[Any], x: Tensor) -> tuple[Tensor, ...]:
     tensors: list[Tensor | None] = []
     for module in modules:
-        name = module.active_adapters[0]
-        tensors += [module.base_layer.weight, module.base_layer.bias, module.lora_A[name].weight, module.lora_B[name].weight]
+        weight = None if quantized.is_quantized(module.base_layer) else module.base_layer.weight
+        tensors += [weight, module.base_layer.bias, *_factors(module)]
     dropout = _dropout(modules[0])
     dropped = dropout(x) if _drops(dropout) and modules[0].training else None
     scales = tuple(float(module.scaling[module.active_adapters[0]]) for module in modules)
-    products: tuple[Tensor, ...] = _Projections.apply(x, dropped, scales, *tensors)  # type: ignore[no-untyped-call]
+    layers = tuple(module.base_layer for module in modules)
+    products: tuple[Tensor, ...] = _Projections.apply(x, dropped, scales, layers, *tensors)  # type: ignore[no-untyped-call]
     return products
+
+
+def _factors(module: Any) -> tuple[Tensor, Tensor]:
+    """A and B, of all adapters that are on side by side."""
+    a_s, b_s = ([half[name].weight for name in module.active_adapters] for half in (module.lora_A, module.lora_B))
+    return (a_s[0], b_s[0]) if len(a_s) == 1 else (torch.cat(a_s), torch.cat(b_s, dim=1))
+
+
+def _as_it_comes(module: Any, x: Tensor) -> bool:
+    """Whether the frozen product is made in the input's own format (qlora.compute_dtype may ask for another)."""
+    return not quantized.is_quantized(module.base_layer) or module.base_layer.compute_dtype == x.dtype
 
 
 def _forward_of(module: Any, shared: _SharedInput) -> Callable[..., Tensor]:
     plain = type(module).forward
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args or kwargs or any(one.disable_adapters or one.merged or not is_plain(one) for one in shared.modules):
+        if args or kwargs or any(one.disable_adapters or one.merged or not is_plain(one) for one in shared.modules) or not _as_it_comes(module, x):
             output: Tensor = plain(module, x, *args, **kwargs)
             return output
         return shared.output(module, x)

@@ -1,49 +1,69 @@
 """From settings or a run folder to an engine that is ready to train or to answer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from luthier import files
 from luthier.config.load import Config, load_config
+from luthier.config.methods import METHODS
 from luthier.config.settings import Settings
+from luthier.engine import groups
 from luthier.engine.engine import Engine
 from luthier.engine.probe import best_device
 from luthier.errors import ConfigError, RunError
-from luthier.models import adapters, find, load, run_tokenizer, vocabulary
+from luthier.models import adapters, find, initial, load, lora, methods, quantized, run_tokenizer, virtual, vocabulary, weights
+from luthier.records import TokenizedExample
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder, is_run, open_run
 
 
 def tokenizer_of(config: Config, folder: Path, reporter: Reporter) -> Any:
     """The tokenizer that a run of `config` trains with, checked against the model in `folder`; with init_from, that of the earlier run."""
-    earlier = earlier_run(config).trained if config.settings.init_from else None
+    earlier = earlier_trained(config) if config.settings.init_from else None
     return run_tokenizer.open_tokenizer(config, folder, reporter.say, earlier)
 
 
-def start(config: Config, settings: Settings, folder: Path, tokenizer: Any) -> Engine:
+def start(
+    config: Config, settings: Settings, folder: Path, tokenizer: Any, examples: Iterable[TokenizedExample] = (), kept: Path | None = None
+) -> Engine:
     """The model of a run that begins: the base with a new adapter, or with the adapter of `init_from`; with method: full the base or
-    the model of `init_from`, all of it to be trained. All settings are resolved."""
+    the model of `init_from`, all of it to be trained. All settings are resolved.
+
+    `examples` are training rows, which some adapters start from. In the folder `kept` lies what an adapter started at, where that is a
+    part of the weights: it is written there, or read from there where the run goes on.
+    """
     if settings.method == "full":
         return _start_full(config, settings, folder, tokenizer)
-    model = load.load_model(folder, settings.training.precision, device_of(settings))  # type: ignore[arg-type]
+    model = _base(folder, settings)
     own = settings.tokenizer.path is None and not settings.tokenizer.add_special_tokens and not settings.init_from
     change = vocabulary.fit_embeddings(model, tokenizer if own else load.load_tokenizer(folder), tokenizer)
     if settings.init_from:
-        model = adapters.load_adapter(model, earlier_run(config).adapter, trainable=True)
+        model = adapters.load_adapter(model, earlier_trained(config), trainable=True)
     else:
         trained = vocabulary.trained_ids(tokenizer, settings.tokenizer.add_special_tokens, change)
-        model = adapters.add_lora(model, **settings.lora.model_dump(), seed=settings.seed, trained_tokens=trained)
+        goes_on = kept is not None and kept.is_dir()
+        model = methods.add(model, _from_zero(settings) if goes_on else settings, trained, tokenizer, examples)
+        if kept is not None:
+            (initial.take if goes_on else initial.keep)(model, kept)
     return _engine(model, tokenizer, settings, trains=True)
 
 
+def _from_zero(settings: Settings) -> Settings:
+    """The same with adapters that start at zero."""
+    return settings.model_copy(update={"lora": settings.lora.model_copy(update={"init_lora_weights": "default"})})
+
+
 def _start_full(config: Config, settings: Settings, folder: Path, tokenizer: Any) -> Engine:
-    source = earlier_run(config).model if settings.init_from else folder
+    if settings.init_from:
+        require_same_base(earlier_run(config), folder)
+    source = earlier_trained(config) if settings.init_from else folder
     model = load.load_model(source, settings.training.precision, device_of(settings))  # type: ignore[arg-type]
     vocabulary.fit_embeddings(model, load.load_tokenizer(source), tokenizer)
-    return _engine(model.requires_grad_(True), tokenizer, settings, trains=True)
+    return _engine(methods.add(model, settings), tokenizer, settings, trains=True)
 
 
 def open_trained(run: RunFolder, reporter: Reporter, precision: str | None = None, adapter: Path | None = None) -> Engine:
@@ -60,11 +80,27 @@ def open_trained(run: RunFolder, reporter: Reporter, precision: str | None = Non
         whole = load.load_model(run.model, precision, device_of(config.settings))  # type: ignore[arg-type]
         return _engine(whole.requires_grad_(False), load.load_tokenizer(run.model), config.settings)
     folder = find.find(config.settings.model, reporter, config.file.parent)
-    model = load.load_model(folder, precision, device_of(config.settings))  # type: ignore[arg-type]
+    return _with_adapter(_base(folder, config.settings, precision), folder, run, config, adapter or run.adapter)
+
+
+def open_for_merging(run: RunFolder, reporter: Reporter, onto: str = "trained") -> Engine:
+    """The trained model of a run in fp32 on a base that is not quantized: the one that its adapter was trained beside, or
+    (onto: original) the one that was quantized for it."""
+    config = load_config(run.config)
+    if config.settings.method != "qlora":
+        return open_trained(run, reporter, "fp32")
+    folder = find.find(config.settings.model, reporter, config.file.parent)
+    if onto == "original":
+        base = load.load_model(folder, "fp32", device_of(config.settings))
+    else:
+        base = quantized.unquantized(_base(folder, config.settings, "fp32"))
+    return _with_adapter(base, folder, run, config, run.adapter)
+
+
+def _with_adapter(model: Any, folder: Path, run: RunFolder, config: Config, adapter: Path) -> Engine:
     tokenizer = _trained_tokenizer(run, folder, config)
     vocabulary.fit_embeddings(model, load.load_tokenizer(folder), tokenizer)
-    model = adapters.load_adapter(model, adapter or run.adapter, trainable=False)
-    return _engine(model, tokenizer, config.settings)
+    return _engine(adapters.load_adapter(model, adapter, trainable=False), tokenizer, config.settings)
 
 
 def open_model(name: str, reporter: Reporter, precision: str = "bf16", device: str = "auto") -> Engine:
@@ -72,6 +108,12 @@ def open_model(name: str, reporter: Reporter, precision: str = "bf16", device: s
     folder = find.find(name, reporter)
     model = load.load_model(folder, precision, best_device() if device == "auto" else device)  # type: ignore[arg-type]
     return Engine(model.requires_grad_(False), load.load_tokenizer(folder))
+
+
+def _base(folder: Path, settings: Settings, precision: str | None = None) -> Any:
+    """The model that a run begins with, quantized where its method does that, in the run's number format or in another."""
+    precision = precision or str(settings.training.precision)
+    return quantized.load_model(folder, precision, device_of(settings), quantized.quantization_of(settings, precision))
 
 
 def _trained_tokenizer(run: RunFolder, folder: Path, config: Config) -> Any:
@@ -96,9 +138,71 @@ def open_base(run: RunFolder, tokenizer: Any) -> Engine:
     """The model that a run began with, by itself, answering through the run's tokenizer."""
     config = load_config(run.config)
     folder = find.find(config.settings.model, Silent(), config.file.parent)
-    model = load.load_model(folder, config.settings.training.precision, device_of(config.settings))  # type: ignore[arg-type]
+    require_same_base(run, folder)
+    model = _base(folder, config.settings)
     vocabulary.fit_embeddings(model, load.load_tokenizer(folder), tokenizer)
     return _engine(model.requires_grad_(False), tokenizer, config.settings)
+
+
+def require_same_base(run: RunFolder, folder: Path) -> None:
+    """Raises RunError where the model in `folder` is not the one that the run began with."""
+    environment = files.read_json(run.environment) if run.environment.is_file() else {}
+    stored, found = environment.get("base_sha256"), weights.fingerprint(folder)
+    if stored and stored != found:
+        raise RunError(
+            f"{run.name} began with {environment['model_folder']} (hash {stored[:12]}), and the model in {folder} is another (hash {found[:12]})",
+            where=str(run.path),
+            next_step="set model: to the one that the run began with, or put its files back",
+        )
+
+
+def earlier_trained(config: Config) -> Path:
+    """The folder of the adapter or the model that `init_from` names: what a run left, or an adapter that PEFT wrote."""
+    return earlier_adapter(config) or earlier_run(config).trained
+
+
+def earlier_adapter(config: Config) -> Path | None:
+    """The folder that `init_from` names, where it holds an adapter itself and is no run."""
+    folder = Path(config.beside(str(config.settings.init_from)))
+    if not (folder / adapters.CONFIG).is_file():
+        return None
+    if "lora" not in METHODS[config.settings.method].blocks:
+        raise ConfigError(
+            f"init_from: {folder} holds an adapter, and method: {config.settings.method} goes on from a run",
+            where=config.given.get("init_from", str(config.file)),
+            next_step="method: lora, where it is a LoRA adapter",
+        )
+    return folder
+
+
+def earlier_settings(config: Config) -> dict[str, Any]:
+    """What the adapter that `init_from` names was made with, by section of the settings. Raises ConfigError for one of another method."""
+    asked = config.settings
+    run = None if earlier_adapter(config) else load_config(earlier_run(config).config).settings
+    both_lora = "lora" in METHODS[asked.method].blocks and (run is None or "lora" in METHODS[run.method].blocks)
+    if run is not None and run.method != asked.method and not both_lora:
+        raise ConfigError(
+            f"init_from: {asked.init_from} was trained with method: {run.method}, and method: {asked.method} goes on with another kind",
+            where=config.given.get("init_from", str(config.file)),
+            next_step=f"method: {run.method}, or take init_from out",
+        )
+    if not both_lora:
+        kept_blocks = {block: getattr(run, block) for block in METHODS[asked.method].blocks}
+        for settings in kept_blocks.values():
+            virtual.check_goes_on(settings, str(earlier_trained(config)))
+        return kept_blocks
+    kept = lora.settings_of(earlier_trained(config))
+    if asked.method == "dora" and not kept.use_dora:
+        raise ConfigError(
+            f"init_from: {asked.init_from} is a LoRA adapter without column lengths, and goes on as it is",
+            where=config.given.get("method", str(config.file)),
+            next_step="method: lora, or take init_from out",
+        )
+    if run is not None:
+        # A run says which layers it asked for (all-linear), its adapter's file which these are.
+        kept = kept.model_copy(update={"target_modules": run.lora.target_modules, "layers_to_transform": run.lora.layers_to_transform})
+    # How fast B is trained is not the adapter's.
+    return {"lora": kept.model_copy(update={"loraplus_lr_ratio": asked.lora.loraplus_lr_ratio})}
 
 
 def earlier_run(config: Config) -> RunFolder:
@@ -138,15 +242,27 @@ def device_of(settings: Settings) -> str:
 
 def _engine(model: Any, tokenizer: Any, settings: Settings, *, trains: bool = False) -> Engine:
     training = settings.training
-    return Engine(
+    engine = Engine(
         model,
         tokenizer,
         share_prefixes=training.share_prefixes,
-        micro_batch_tokens=training.micro_batch_tokens,
+        micro_batch_tokens=int(training.micro_batch_tokens),  # resolved
         adam={"betas": (training.adam_beta1, training.adam_beta2), "eps": training.adam_epsilon, "weight_decay": training.weight_decay},
         max_grad_norm=training.max_grad_norm,
         optim=training.optim,
+        rates=_rates(settings),
+        neftune_noise_alpha=training.neftune_noise_alpha if trains else 0.0,
+        label_smoothing=training.label_smoothing_factor,
         gradient_checkpointing=training.gradient_checkpointing,  # type: ignore[arg-type]  # resolved
         attn_implementation=training.attn_implementation if trains else "auto",
         compile=trains and training.compile == "on",
     )
+    if trains:
+        engine.require_optimizer()
+    return engine
+
+
+def _rates(settings: Settings) -> dict[str, float]:
+    """Factors on the rate, by regular expression of the weights' names; LoRA+ is one for every B."""
+    ratio = settings.lora.loraplus_lr_ratio
+    return settings.training.learning_rates | ({groups.LORA_B: ratio} if ratio else {})

@@ -39,6 +39,7 @@ class Packed:
 
     `pool[part][layer]` are those parts' keys and values. With `record` on, the documents' own are left in `recorded[layer]`, (T, K, D).
     `kernel` is an attention for variable lengths; without one, the device's own is used where it has one.
+    `before` virtual tokens stand before every row, which shift all positions.
     `rows[i]` are all token ids of the row that document i is a part of, and where in it the document begins.
     """
 
@@ -47,6 +48,7 @@ class Packed:
     pool: Pool = field(default_factory=dict)
     record: bool = False
     recorded: dict[int, KeysValues] = field(default_factory=dict)
+    before: int = 0
     rows: Sequence[tuple[list[int], int]] = ()
     bottom: Bottom | None = None
     kernel: varlen.Product | None = None

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 Mode = Literal["off", "selective", "full"]
@@ -70,7 +71,10 @@ class Recomputing:
 
 def _dropping(forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs) if torch.is_grad_enabled() else forward(*args, **kwargs)
+        # A cache (in the plain twin, of prefix tuning) would grow again with the second pass.
+        if not torch.is_grad_enabled() or any(isinstance(given, Cache) for given in (*args, *kwargs.values())):
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
     return run
 

@@ -1,11 +1,13 @@
 """One update through the model: shared prefixes once, every micro-batch, then one backward pass through the prefixes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from luthier.engine import virtual
 from luthier.engine.batches import Document, Step
 from luthier.engine.draws import Draws
 from luthier.engine.head import Head
@@ -42,13 +44,23 @@ def forward_backward(model: Any, head: Head, step: Step, sums: Sums | None = Non
 
 def run_update(model: Any, head: Head, step: Step, sums: Sums, loss_scale: float, drawn: Draws) -> None:
     """What forward_backward does, but that the loss stays where it was made: on a GPU nothing waits for anything."""
+
+    def learn(documents: list[Document], pool: Pool) -> None:
+        total, each = micro_batch_losses(model, head, documents, pool)
+        (total * (loss_scale / step.trained_tokens)).backward()
+        _gather(sums, documents, total, each)
+
+    run_step(model, step, learn, drawn)
+
+
+def run_step(model: Any, step: Step, learn: Callable[[list[Document], Pool], None], drawn: Draws) -> None:
+    """The prefixes, then `learn` of each micro-batch, which goes backward as far as the prefixes' leaves; then the prefixes' backward pass."""
     drawn.begin_update()
     passes, pool = run_prefixes(model, step)
     for documents in step.micro_batches:
         drawn.documents = [(one.place, len(one.inputs)) for one in documents]
-        total, each = micro_batch_losses(model, head, documents, pool)
-        (total * (loss_scale / step.trained_tokens)).backward()
-        _gather(sums, documents, total, each)
+        drawn.row_tokens = [len(one.token_ids) for one in documents]
+        learn(documents, pool)
     for one in reversed(passes):
         _finish(one, pool)
 
@@ -64,19 +76,37 @@ def loss(model: Any, head: Head, step: Step, sums: Sums | None = None) -> float:
 
 
 def run_prefixes(model: Any, step: Step) -> tuple[list[Pass], Pool]:
-    """Every part of a shared prefix once, parents before children; their keys and values as gradient leaves in fp32."""
+    """Virtual tokens, then every part of a shared prefix once, parents before children; their keys and values as gradient leaves in fp32."""
     passes: list[Pass] = []
     pool: Pool = {}
+    if virtual.tokens(model):
+        passes.append(run_virtual(model))
+        _put_leaves(passes[-1], pool)
     for parts in step.passes:
         layout = _layout(parts, pool, record=True)
         run_packed(model, parts, layout)
         passes.append(Pass(parts, layout.recorded))
-        start = 0
-        for part in parts:
-            piece = slice(start, start + len(part.inputs))
-            pool[part.place] = {layer: _leaves(pair, piece) for layer, pair in layout.recorded.items()}
-            start = piece.stop
+        _put_leaves(passes[-1], pool)
     return passes, pool
+
+
+def run_virtual(model: Any) -> Pass:
+    """The virtual tokens that stand before every row: the one part that all others hang on."""
+    count, device = virtual.tokens(model), device_of(model)
+    root = Document([0] * count, virtual.ROOT)
+    if virtual.is_prefix(model):
+        return Pass([root], virtual.keys_values(model))
+    layout = Packed([count], record=True)
+    run(model, virtual.embeddings(model), torch.arange(count, device=device)[None], layout)
+    return Pass([root], layout.recorded)
+
+
+def _put_leaves(one: Pass, pool: Pool) -> None:
+    start = 0
+    for part in one.parts:
+        piece = slice(start, start + len(part.inputs))
+        pool[part.place] = {layer: _leaves(pair, piece) for layer, pair in one.recorded.items()}
+        start = piece.stop
 
 
 def _leaves(pair: KeysValues, piece: slice) -> KeysValues:
@@ -102,11 +132,21 @@ def _finish(one: Pass, pool: Pool) -> None:
 
 def _layout(documents: list[Document], pool: Pool, record: bool = False) -> Packed:
     rows = [(one.token_ids, one.first_position) for one in documents]
-    return Packed([len(one.inputs) for one in documents], [one.path for one in documents], pool, record=record, rows=rows)
+    root = (virtual.ROOT,) if virtual.ROOT in pool else ()
+    before = len(pool[virtual.ROOT][0][0]) if root else 0
+    paths = [(*root, *one.path) for one in documents]
+    return Packed([len(one.inputs) for one in documents], paths, pool, record=record, before=before, rows=rows)
 
 
 def micro_batch_losses(model: Any, head: Head, documents: list[Document], pool: Pool) -> tuple[Tensor, Tensor]:
     """The sum of the losses of the trained tokens, and each of them."""
+    trained_ND, targets_N = trained_rows(model, documents, pool)
+    # What is measured is always -log p: only what is learned from is smoothed.
+    return head.losses(trained_ND, targets_N, head.label_smoothing if torch.is_grad_enabled() else 0.0)
+
+
+def trained_rows(model: Any, documents: list[Document], pool: Pool) -> tuple[Tensor, Tensor]:
+    """The hidden states that have to predict a trained token, (N, D), and these tokens, (N,), a document after the other."""
     hidden_TD = run_packed(model, documents, _layout(documents, pool))
     rows, targets, start = [], [], 0
     for document in documents:
@@ -115,8 +155,7 @@ def micro_batch_losses(model: Any, head: Head, documents: list[Document], pool: 
         start += len(document.inputs)
     device = hidden_TD.device
     # index_select and not hidden[rows]: the backward of fancy indexing is not deterministic.
-    trained_ND = hidden_TD.index_select(0, to_device(rows, device))
-    return head.losses(trained_ND, to_device(targets, device))
+    return hidden_TD.index_select(0, to_device(rows, device)), to_device(targets, device)
 
 
 def _gather(sums: Sums, documents: list[Document], total: Tensor, each: Tensor) -> None:
@@ -130,15 +169,16 @@ def run_packed(model: Any, documents: list[Document], layout: Packed) -> Tensor:
     """Hidden states after the last norm, (T, D), of documents that stand in one row and do not see each other."""
     device = device_of(model)
     token_ids = [token for document in documents for token in document.inputs]
-    positions = [document.first_position + place for document in documents for place in range(len(document.inputs))]
+    positions = [layout.before + document.first_position + place for document in documents for place in range(len(document.inputs))]
     return run(model, to_device([token_ids], device), to_device([positions], device), layout)[0]
 
 
-def run(model: Any, tokens_BL: Tensor, positions_BL: Tensor, layout: Any) -> Tensor:
-    """Hidden states after the last norm, (B, L, D); `layout` says what each token sees."""
+def run(model: Any, tokens: Tensor, positions_BL: Tensor, layout: Any) -> Tensor:
+    """Hidden states after the last norm, (B, L, D), of token ids (B, L) or of embeddings (B, L, D); `layout` says what each token sees."""
     # A mask of four dimensions is taken by Transformers as it is: without one it would build a mask of T x T for packed rows at each call.
-    no_mask = torch.zeros(1, 1, 1, 1, device=tokens_BL.device)
-    output = decoder(model)(input_ids=tokens_BL, attention_mask=no_mask, position_ids=positions_BL, use_cache=False, luthier_layout=layout)
+    no_mask = torch.zeros(1, 1, 1, 1, device=tokens.device)
+    given = {"inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens}
+    output = decoder(model)(**given, attention_mask=no_mask, position_ids=positions_BL, use_cache=False, luthier_layout=layout)
     hidden_BLD: Tensor = output.last_hidden_state
     return hidden_BLD
 

@@ -57,6 +57,11 @@ def from_folder(folder: Path) -> ModelFacts:
     )
 
 
+def bottleneck_width(hidden: int, reduction_factor: float) -> int:
+    """Numbers between the two layers of a bottleneck adapter, for a model of this width."""
+    return max(1, round(hidden / reduction_factor))
+
+
 def context_length(folder: Path) -> int | None:
     """The longest row in tokens that the model was made for, or None where its config does not say."""
     config = _of_decoder(weights.read_config(folder))

@@ -1,11 +1,12 @@
 """Load a checked model folder: the tokenizer and the weights. Nothing is downloaded, unpickled or run from the folder."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -69,9 +70,10 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     files.write_json(path, stored)
 
 
-def load_model(folder: Path, precision: Literal["bf16", "fp16", "fp32"], device: str) -> Any:
+def load_model(folder: Path, precision: Literal["bf16", "fp16", "fp32"], device: str, quantization: Any = None) -> Any:
     """The folder's language model in evaluation mode, its weights in `precision` on `device`.
 
+    `quantization` is a config of Transformers that says which layers are quantized as they are read, and how (quantized.py).
     Raises ModelError for files that are cut, weights that are missing or not finite, and kinds of model that are unknown.
     """
     weights.tensor_shapes(folder)  # a cut file is named here, before anything is allocated
@@ -84,6 +86,7 @@ def load_model(folder: Path, precision: Literal["bf16", "fp16", "fp32"], device:
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                **({} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}),
             )
     except Exception as error:  # what a wrong config raises has no common class
         raise _unreadable("model", folder, error) from error
@@ -94,12 +97,23 @@ def load_model(folder: Path, precision: Literal["bf16", "fp16", "fp32"], device:
             where=str(folder),
             next_step="download the model again, or check that config.json belongs to these weights",
         )
-    _check_finite(model, folder)
+    if quantization is not None:
+        return model.eval()  # the files were checked before; it is on the device already
+    _check_finite(model.state_dict().items(), folder)
     return model.to(device).eval()
 
 
-def _check_finite(model: Any, folder: Path) -> None:
-    for name, tensor in model.state_dict().items():
+def check_finite_files(folder: Path) -> None:
+    """Raises ModelError where a weight in the files of `folder` is not finite. One tensor is read at a time."""
+    for path in sorted(folder.glob("*.safetensors")):
+        for name in weights.read_header(path):
+            # Opened for each: what was read of an open file stays in memory.
+            with safe_open(path, framework="pt") as file:
+                _check_finite([(name, file.get_tensor(name))], folder)
+
+
+def _check_finite(tensors: Iterable[tuple[str, torch.Tensor]], folder: Path) -> None:
+    for name, tensor in tensors:
         # A finite sum proves that all its addends are, in a fraction of the time; one that is not may merely be too large.
         if tensor.is_floating_point() and not torch.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
             raise ModelError(f"{name} holds values that are not finite", where=str(folder), next_step="download the model again")

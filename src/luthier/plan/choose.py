@@ -6,11 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.config.preference import BETA, REFERENCED
+from luthier.config.section import bytes_of
 from luthier.config.settings import Settings
 from luthier.errors import ConfigError
 from luthier.models.facts import ModelFacts
 from luthier.plan import memory, time
 from luthier.plan.machine import rules
+from luthier.plan.trained import trained_parameters
 from luthier.records import Machine, Resolved
 
 SCHEMA = 1
@@ -18,8 +21,9 @@ SCHEMA = 1
 USABLE_SHARE = 0.9
 # Compiling takes about ten seconds the first time on a machine, and saves some hundredths of the time after it.
 COMPILING_PAYS_SECONDS = 600
-# Below this a micro-batch is too small for fast matrix products.
-LEAST_MICRO_BATCH_TOKENS = 256
+# Tokens of a micro-batch: the usual number, and what is tried where it does not fit. Below the last, products are slow.
+MICRO_BATCHES = (4096, 2048, 1024, 512, 256)
+LEAST_MICRO_BATCH_TOKENS = MICRO_BATCHES[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,12 @@ class DataShape:
     longest: int
     shared_prefix_tokens: int
     answer_p99: int
+    examples_per_row: int = 1  # a pair is two examples
+    held_out_rows: int = 0  # known where they cost time: the reference of dpo and kto is computed for them too
+
+    @property
+    def examples(self) -> int:
+        return self.train_rows * self.examples_per_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +67,31 @@ class Plan:
 
     def lines(self) -> list[str]:
         """The plan for people."""
-        need, there = sum(self.memory_bytes.values()), self.machine.memory_bytes
+        need, there = sum(self.memory_bytes.values()), memory_limit(self.settings, self.machine)
         parts = ", ".join(f"{name} {_size(size)}" for name, size in self.memory_bytes.items() if size)
         lines = [f"{choice.name}: {choice.value} ({choice.why})" for choice in self.resolved]
         lines.append(f"updates: {self.updates:,} of {self.settings.training.batch_size} examples")
         lines.append(f"memory: about {_size(need)} of {_size(there)} ({parts})")
         lines.append(f"time: about {_duration(self.seconds)} of training on {self.machine.name} (an estimate)")
         if not self.fits:
-            lines.append(f"does not fit in {USABLE_SHARE:.0%} of the memory. Try: {self.next_step}")
+            lines.append(f"does not fit in {self.room}. Try: {self.next_step}")
         return lines + self.notes
+
+    @property
+    def room(self) -> str:
+        """What the run may take, in words."""
+        if self.settings.max_memory:
+            return f"max_memory: {self.settings.max_memory}"
+        return f"{USABLE_SHARE:.0%} of {_size(self.machine.memory_bytes)}"
+
+    def require_room(self) -> None:
+        """Raises ConfigError where the run does not fit: it is not begun."""
+        if not self.fits:
+            raise ConfigError(
+                f"the run needs about {_size(sum(self.memory_bytes.values()))} of memory, and may take {self.room}",
+                where="max_memory" if self.settings.max_memory else self.machine.name,
+                next_step=f"{self.next_step}   (max_memory: SIZE lets it begin where you know better)",
+            )
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plan.json holds it."""
@@ -89,21 +115,21 @@ def resolve(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataS
     choices = [
         max_length(settings, facts),
         batch_size(settings, facts, rows),
-        learning_rate(facts, settings.method),
+        learning_rate(facts, settings.method, settings.training.optim, settings.objective),
         precision(machine),
         max_new_tokens(facts, rows),
+        *([Resolved("preference.beta", BETA[settings.objective], f"usual for {settings.objective}")] if settings.objective in BETA else []),
     ]
     resolved = [choice for choice in choices if _value(settings, choice.name) == "auto"]
     filled = _fill(settings, resolved)
-    if settings.training.gradient_checkpointing == "auto":
-        resolved.append(gradient_checkpointing(filled, facts, machine, rows))
-        filled = _fill(settings, resolved)
+    resolved += memory_choices(filled, facts, machine, rows)
+    filled = _fill(settings, resolved)
     if settings.training.compile == "auto":
         resolved.append(compiling(_seconds(filled, facts, machine, rows, count_updates(filled, rows.train_rows))))
         filled = _fill(settings, resolved)
     updates = count_updates(filled, rows.train_rows)
     cost = _memory(filled, facts, rows)
-    fits = _fits(cost, machine)
+    fits = _fits(filled, facts, machine, rows)
     return Plan(
         settings=filled,
         resolved=resolved,
@@ -120,13 +146,26 @@ def resolve(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataS
 
 def check_max_length(settings: Settings, facts: ModelFacts) -> None:
     """Raises ConfigError where data.max_length asks for more than the model can read."""
-    asked = settings.data.max_length
-    if asked != "auto" and asked > facts.context:
+    asked, room = settings.data.max_length, room_for_rows(settings, facts)
+    if asked != "auto" and asked > room:
+        before = f", of which {settings.virtual_tokens:,} are virtual" if settings.virtual_tokens else ""
         raise ConfigError(
-            f"{asked:,} tokens are more than this model's context of {facts.context:,}",
+            f"{asked:,} tokens are more than this model's context of {facts.context:,}{before}",
             where="data.max_length",
-            next_step=f"data.max_length: {facts.context}",
+            next_step=f"data.max_length: {room}",
         )
+
+
+def room_for_rows(settings: Settings, facts: ModelFacts) -> int:
+    """Tokens of the model's context that are left for a row. Raises ConfigError where virtual tokens leave none."""
+    room = facts.context - settings.virtual_tokens
+    if room < 2:
+        raise ConfigError(
+            f"{settings.virtual_tokens:,} virtual tokens leave no room in this model's context of {facts.context:,}",
+            where=f"{settings.method}.num_virtual_tokens",
+            next_step=f"{settings.method}.num_virtual_tokens: 20",
+        )
+    return room
 
 
 def max_length(settings: Settings, facts: ModelFacts) -> Resolved:
@@ -134,20 +173,24 @@ def max_length(settings: Settings, facts: ModelFacts) -> Resolved:
     asked = settings.data.max_length
     if asked != "auto":
         return Resolved("data.max_length", asked, "as given")
-    most = rules()["max_length"]["most"]
-    why = f"the model's context is {facts.context:,}; auto takes at most {most:,}" if facts.context > most else "the model's context"
-    return Resolved("data.max_length", min(facts.context, most), why)
+    most, room = rules()["max_length"]["most"], room_for_rows(settings, facts)
+    context = f"the model's context less {settings.virtual_tokens:,} virtual tokens" if settings.virtual_tokens else "the model's context"
+    why = f"{context} is {room:,}; auto takes at most {most:,}" if room > most else context
+    return Resolved("data.max_length", min(room, most), why)
 
 
-def learning_rate(facts: ModelFacts, method: str = "lora") -> Resolved:
-    """The peak rate for a model of this size: straight between the points of the method's table, in the logarithms, to one digit."""
-    points = rules()["learning_rate" if method == "lora" else "learning_rate_full"]["points"]
+def learning_rate(facts: ModelFacts, method: str = "lora", optim: str = "adamw", objective: str = "sft") -> Resolved:
+    """The peak rate for a model of this size: straight between the points of the method's table, in the logarithms, to one digit; times
+    the optimizer's and the objective's factors."""
+    points = (rules().get(f"learning_rate_{method}") or rules()["learning_rate"])["points"]
     size = min(max(facts.parameters, points[0][0]), points[-1][0])
     (small, high), (large, low) = next(pair for pair in itertools.pairwise(points) if size <= pair[1][0])
     share = math.log(size / small) / math.log(large / small)
-    rate = high * (low / high) ** share
-    what = "LoRA on {}: about ten times the rate of full training" if method == "lora" else "full training of {}: about a tenth of LoRA's rate"
-    why = f"{what.format(f'{_count(facts.parameters)} parameters')}, lower for larger models"
+    factor, of_objective = rules()["optimizer_rates"].get(optim, 1.0), rules()["objective_rates"].get(objective, 1.0)
+    rate = factor * of_objective * high * (low / high) ** share
+    why = f"usual for {method} on {_count(facts.parameters)} parameters, lower for larger models"
+    why += f"; times {factor} for {optim}" if factor != 1.0 else ""
+    why += f"; times {of_objective} for {objective}" if of_objective != 1.0 else ""
     return Resolved("training.learning_rate", float(f"{rate:.0e}"), why)
 
 
@@ -180,22 +223,28 @@ def max_new_tokens(facts: ModelFacts, rows: DataShape) -> Resolved:
     return Resolved("evaluation.max_new_tokens", min(cap, facts.context), why)
 
 
-def gradient_checkpointing(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape) -> Resolved:
-    """What is computed again in the backward pass: nothing where the run fits, be it in smaller micro-batches, which cost less."""
+def memory_choices(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape) -> list[Resolved]:
+    """What makes the run fit where it is `auto`: smaller micro-batches first, which cost less than computing activations again."""
+    cut, again = "training.micro_batch_tokens", "training.gradient_checkpointing"
+    tokens, mode = settings.training.micro_batch_tokens, settings.training.gradient_checkpointing
+    cuts = MICRO_BATCHES if tokens == "auto" else (tokens,)
+    modes = ("off", "selective", "full") if mode == "auto" else (mode,)
 
-    def fits(**changes: object) -> bool:
-        return _fits(_memory(_replace(settings, {f"training.{name}": value for name, value in changes.items()}), facts, rows), machine)
+    def fits(mode: str, tokens: int) -> bool:
+        return _fits(_replace(settings, {cut: tokens, again: mode}), facts, machine, rows)
 
-    name = "training.gradient_checkpointing"
-    least = min(max(LEAST_MICRO_BATCH_TOKENS, rows.longest), settings.training.micro_batch_tokens)
-    if fits(gradient_checkpointing="off"):
-        return Resolved(name, "off", "the run fits without")
-    if fits(gradient_checkpointing="off", micro_batch_tokens=least):
-        return Resolved(name, "off", "smaller micro-batches cost less")
-    for mode in ("selective", "full"):
-        if fits(gradient_checkpointing=mode):
-            return Resolved(name, mode, f"without it {_size(sum(_memory(_replace(settings, {name: 'off'}), facts, rows).values()))} are needed")
-    return Resolved(name, "full", "the run does not fit without")
+    tried = itertools.product(modes, cuts)
+    chosen_mode, chosen_cut = next((way for way in tried if fits(*way)), (modes[-1], cuts[-1]))
+    usual = sum(_memory(_replace(settings, {cut: cuts[0], again: modes[0]}), facts, rows).values())
+    otherwise = f"{_size(usual)} would be needed otherwise"
+    if tokens != "auto" and chosen_mode != "off" and fits("off", min(max(LEAST_MICRO_BATCH_TOKENS, rows.longest), tokens)):
+        chosen_mode, otherwise = "off", "smaller micro-batches cost less"
+    resolved = []
+    if tokens == "auto":
+        resolved.append(Resolved(cut, chosen_cut, "usual" if chosen_cut == cuts[0] else otherwise))
+    if mode == "auto":
+        resolved.append(Resolved(again, chosen_mode, "the run fits without" if chosen_mode == "off" and fits("off", chosen_cut) else otherwise))
+    return resolved
 
 
 def compiling(seconds: float) -> Resolved:
@@ -220,7 +269,7 @@ def cheapest_change(settings: Settings, facts: ModelFacts, machine: Machine, row
     while tokens >= smallest:
         changes.append((f"training.micro_batch_tokens: {tokens} (the same result, a little slower)", {"training.micro_batch_tokens": tokens}))
         tokens //= 2
-    least: dict[str, Any] = {"training.micro_batch_tokens": min(smallest, settings.training.micro_batch_tokens)}
+    least: dict[str, Any] = {"training.micro_batch_tokens": min(smallest, int(settings.training.micro_batch_tokens))}
     spelled = f"training.micro_batch_tokens: {least['training.micro_batch_tokens']}"
     if settings.training.precision == "fp32":
         changes.append((f"training.precision: bf16 and {spelled}", {**least, "training.precision": "bf16"}))
@@ -233,18 +282,29 @@ def cheapest_change(settings: Settings, facts: ModelFacts, machine: Machine, row
         changes.append((f"method: lora, {spelled}", {**least, "method": "lora"}))
     elif settings.lora.r > 8:
         changes.append((f"lora.r: 8 and {spelled}", {**least, "lora.r": 8}))
+    if settings.method == "lora":
+        changes.append((f"method: qlora and {spelled}", {**least, "method": "qlora"}))
     for text, change in changes:
-        if _fits(_memory(_replace(settings, change), facts, rows), machine):
+        if _fits(_replace(settings, change), facts, machine, rows):
             return text
-    return f"a smaller model, or a machine with at least {_size(int(_least_bytes(settings, least, facts, rows) / USABLE_SHARE))}"
+    needed = _least_bytes(settings, least, facts, rows)
+    if settings.max_memory:
+        return f"a smaller model, or max_memory: {math.ceil(needed / 1e8) / 10}GB"
+    return f"a smaller model, or a machine with at least {_size(int(needed / USABLE_SHARE))}"
 
 
 def _least_bytes(settings: Settings, least: dict[str, Any], facts: ModelFacts, rows: DataShape) -> int:
     return sum(_memory(_replace(settings, least), facts, rows).values())
 
 
-def _fits(cost: dict[str, int], machine: Machine) -> bool:
-    return sum(cost.values()) <= USABLE_SHARE * machine.memory_bytes
+def memory_limit(settings: Settings, machine: Machine) -> int:
+    """Bytes that there are: what max_memory grants, else all of the machine's."""
+    return bytes_of(settings.max_memory) if settings.max_memory else machine.memory_bytes
+
+
+def _fits(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape) -> bool:
+    usable = 1.0 if settings.max_memory else USABLE_SHARE
+    return sum(_memory(settings, facts, rows).values()) <= usable * memory_limit(settings, machine)
 
 
 def _micro_batch(settings: Settings, rows: DataShape) -> int:
@@ -252,23 +312,45 @@ def _micro_batch(settings: Settings, rows: DataShape) -> int:
     size = settings.training.batch_size
     assert size != "auto"
     prefix = _prefix(settings, rows)
-    return max(min(settings.training.micro_batch_tokens, size * (rows.longest - prefix)), rows.longest - prefix)
+    return max(min(int(settings.training.micro_batch_tokens), size * (rows.longest - prefix)), rows.longest - prefix)
 
 
 def _prefix(settings: Settings, rows: DataShape) -> int:
-    """Tokens that are really shared: dropout draws for each example, so nothing is shared beside it."""
-    return rows.shared_prefix_tokens if settings.training.share_prefixes and not settings.lora.lora_dropout else 0
+    """Tokens that are really shared: dropout and noise are drawn for each example, so nothing is shared beside them."""
+    drawn = settings.lora.lora_dropout or settings.training.neftune_noise_alpha
+    return rows.shared_prefix_tokens if settings.training.share_prefixes and not drawn else 0
 
 
 def _memory(settings: Settings, facts: ModelFacts, rows: DataShape) -> dict[str, int]:
     training = settings.training
     recomputed = "off" if training.gradient_checkpointing == "auto" else training.gradient_checkpointing
-    passing = (training.precision, _micro_batch(settings, rows), rows.train_tokens // rows.train_rows, _prefix(settings, rows))
+    row_tokens = rows.train_tokens // rows.examples + settings.virtual_tokens
+    passing = (training.precision, _micro_batch(settings, rows), row_tokens, _prefix(settings, rows))
     if settings.method == "full":
-        return memory.full_run_bytes(facts, *passing, optim=training.optim, recomputed=recomputed)
-    trained = memory.lora_parameters(facts, settings.lora.r, settings.lora.target_modules, settings.lora.layers_to_transform)
-    trained += memory.table_parameters(facts, bool(settings.lora.modules_to_save), len(settings.tokenizer.add_special_tokens))
-    return memory.lora_run_bytes(facts, trained, *passing, optim=training.optim, recomputed=recomputed, frozen_base=training.frozen_base)
+        return memory.full_run_bytes(
+            facts,
+            *passing,
+            optim=training.optim,
+            recomputed=recomputed,
+            trained=trained_parameters(settings, facts),
+            head_is_trained=not (settings.freeze.embeddings and facts.tied),
+            idle_layers=settings.freeze.idle_layers(facts.layers),
+        )
+    trained = trained_parameters(settings, facts)
+    bits = memory.quantized_bits(settings.qlora.quantization, settings.qlora.double_quant) if settings.method == "qlora" else None
+    cost = memory.lora_run_bytes(
+        facts, trained, *passing, optim=training.optim, recomputed=recomputed, frozen_base=training.frozen_base, linear_bits=bits
+    )
+    return cost | _virtual_memory(settings, facts, recomputed)
+
+
+def _virtual_memory(settings: Settings, facts: ModelFacts, recomputed: str) -> dict[str, int]:
+    """What tokens before every row take: those of prefix tuning are keys and values alone, others run through the model once an update."""
+    number_bytes = memory.PRECISION_BYTES[settings.training.precision]
+    if settings.method == "prefix":
+        return {"virtual tokens": memory.keys_values_bytes(facts, settings.virtual_tokens, number_bytes)}
+    size = memory.shared_prefix_bytes(facts, settings.virtual_tokens, number_bytes, recomputed)
+    return {"virtual tokens": size} if size else {}
 
 
 def _seconds(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape, updates: int) -> float:
@@ -276,14 +358,30 @@ def _seconds(settings: Settings, facts: ModelFacts, machine: Machine, rows: Data
     assert training.batch_size != "auto"
     seen = updates * training.batch_size if training.max_steps else round(rows.train_rows * training.num_train_epochs)
     passes = seen / rows.train_rows
-    executed = time.executed_tokens(round(passes * rows.train_tokens), seen, updates, _prefix(settings, rows))
-    trained_tokens, visible_tokens = round(passes * rows.trained_tokens), rows.train_tokens / rows.train_rows
+    executed = time.executed_tokens(round(passes * rows.train_tokens), seen * rows.examples_per_row, updates, _prefix(settings, rows))
+    trained_tokens, visible_tokens = round(passes * rows.trained_tokens), rows.train_tokens / rows.examples
     if settings.method == "full":
-        flops = time.full_flops(facts, executed, trained_tokens, visible_tokens)
+        flops = time.full_flops(
+            facts,
+            executed,
+            trained_tokens,
+            visible_tokens,
+            frozen_layers=len(settings.freeze.numbers()),
+            idle_layers=settings.freeze.idle_layers(facts.layers),
+            head_is_trained=not (settings.freeze.embeddings and facts.tied),
+        )
+    elif settings.virtual_tokens:
+        executed += 0 if settings.method == "prefix" else updates * settings.virtual_tokens
+        flops = time.lora_flops(facts, 0, executed, trained_tokens, visible_tokens + 2 * settings.virtual_tokens)  # a row sees all of them
     else:
-        trained = memory.lora_parameters(facts, settings.lora.r, settings.lora.target_modules, settings.lora.layers_to_transform)
-        flops = time.lora_flops(facts, trained, executed, trained_tokens, visible_tokens)
+        flops = time.lora_flops(facts, trained_parameters(settings, facts), executed, trained_tokens, visible_tokens)
+    if settings.objective != "sft":
+        before = 1 + rows.held_out_rows / rows.train_rows if settings.objective in REFERENCED else 0.0
+        of_rows = (before * rows.train_tokens, before * rows.trained_tokens)
+        flops += time.judging_flops(facts, executed, trained_tokens, *of_rows, visible_tokens, mismatched=settings.objective == "kto")
     flops += time.recomputed_flops(facts, training.gradient_checkpointing, executed, visible_tokens)
+    if settings.method == "qlora":
+        flops += time.dequantized_flops(facts, max(updates, math.ceil(executed / int(training.micro_batch_tokens))))
     rates = {"bf16": machine.bf16_gflops, "fp16": machine.fp16_gflops or machine.fp32_gflops, "fp32": machine.fp32_gflops}
     return time.seconds(flops, rates[training.precision])
 

@@ -1,10 +1,22 @@
 """How much memory a run needs: plain arithmetic on a model's facts. All sizes in bytes."""
 
+import dataclasses
+import re
+
 from luthier.models.facts import ModelFacts
 
 PRECISION_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
-# The two moments of AdamW for one trained number: fp32, or 8 bits each in blocks of 256 that have an fp32 scale.
-MOMENTS_BYTES = {"adamw": 8.0, "adamw_8bit": 2 + 8 / 256}
+# What an optimizer keeps for one trained number: moments in fp32, or in 8 bits in blocks of 256 that have an fp32 scale. Adafactor has a
+# number for each row and column (in 576 x 16 numbers: 592); muon's are those of the layers' matrices, the rest has AdamW's.
+MOMENTS_BYTES = {
+    "adamw": 8.0,
+    "adamw_8bit": 2 + 8 / 256,
+    "adafactor": 0.3,
+    "lion": 4.0,
+    "lion_8bit": 1 + 4 / 256,
+    "muon": 4.0,
+    "schedule_free": 8.0,
+}
 # fp32 weight and gradient.
 TRAINED_NUMBER_BYTES = 8
 # torch and transformers (400 MB when imported), and what the allocator and oneDNN keep for the many shapes of a run: the demo stood at
@@ -18,6 +30,10 @@ LOGITS_CHUNK_BYTES = 96 * 2**20
 # than everything else. Queries of a block: small ones waste less above the diagonal, large ones make better products.
 KEPT_ATTENTION_TOKENS = 1024
 ATTENTION_BLOCK = 64
+
+MLP = ("gate_proj", "up_proj", "down_proj")
+# A layer's name, with its parents or without, and no expression.
+PLAIN_NAME = re.compile(r"\w+(\.\w+)*")
 
 
 def linear_shapes(facts: ModelFacts) -> dict[str, tuple[int, int]]:
@@ -34,16 +50,43 @@ def linear_shapes(facts: ModelFacts) -> dict[str, tuple[int, int]]:
     }
 
 
-def lora_parameters(facts: ModelFacts, r: int, targets: str | list[str], layers: list[int] | None = None) -> int:
-    """Numbers that LoRA trains: layers * sum of r * (inputs + outputs) over the adapted linear layers (Hu 2021, section 4.1).
+def lora_parameters(
+    facts: ModelFacts,
+    r: int,
+    targets: str | list[str],
+    layers: list[int] | None = None,
+    *,
+    rank_pattern: dict[str, int] | None = None,
+    dora: bool = False,
+) -> int:
+    """Numbers that LoRA trains: sum of r * (inputs + outputs) over the adapted linear layers (Hu 2021, section 4.1).
 
-    `targets` is "all-linear" or names; a name that is not a usual one (a fused or renamed layer) counts as hidden * hidden.
-    `layers` are the numbers of the layers that are adapted; none given: all.
+    `targets` is "all-linear", names, or an expression for whole names; a name that is not a usual one (a fused or renamed layer) counts
+    as hidden * hidden. `layers` are the numbers of the layers that are adapted; none given: all. `rank_pattern` gives some of them
+    another r, and `dora` trains a number for each output too.
     """
+    adapted = adapted_shapes(facts, targets, layers)
+    ranks = rank_pattern or {}
+    return sum(_rank_of(name, r, ranks) * (inputs + outputs) + dora * outputs for name, (inputs, outputs) in adapted.items())
+
+
+def adapted_shapes(facts: ModelFacts, targets: str | list[str], layers: list[int] | None = None) -> dict[str, tuple[int, int]]:
+    """(inputs, outputs) of the adapted linear layers by the whole names that most families give them."""
     shapes = linear_shapes(facts)
-    names = list(shapes) if targets == "all-linear" else [targets] if isinstance(targets, str) else targets
-    adapted = [shapes.get(name.rpartition(".")[2], (facts.hidden, facts.hidden)) for name in names]
-    return (len(set(layers or ())) or facts.layers) * r * sum(inputs + outputs for inputs, outputs in adapted)
+    parents = {name: "mlp" if name in MLP else "self_attn" for name in shapes}
+    numbers = sorted(set(layers or range(facts.layers)))
+    whole = {f"model.layers.{number}.{parents[name]}.{name}": shape for number in numbers for name, shape in shapes.items()}
+    if targets == "all-linear":
+        return whole
+    if isinstance(targets, str) and not PLAIN_NAME.fullmatch(targets):
+        return {name: shape for name, shape in whole.items() if re.fullmatch(targets, name)}
+    names = [targets] if isinstance(targets, str) else targets
+    sizes = {name: shapes.get(name.rpartition(".")[2], (facts.hidden, facts.hidden)) for name in names}
+    return {f"model.layers.{number}.{name}": shape for number in numbers for name, shape in sizes.items()}
+
+
+def _rank_of(name: str, r: int, ranks: dict[str, int]) -> int:
+    return next((rank for pattern, rank in ranks.items() if re.match(rf"(.*\.)?({pattern})$", name)), r)
 
 
 def table_parameters(facts: ModelFacts, whole: bool, added_tokens: int) -> int:
@@ -85,8 +128,12 @@ def attention_bytes_per_token(facts: ModelFacts, row_tokens: int, number_bytes: 
 def shared_prefix_bytes(facts: ModelFacts, prefix_tokens: int, number_bytes: int, recomputed: str = "off") -> int:
     """A prefix that is computed once for an update: its activations wait for the update's end, and its keys and values
     (2 * layers * kv_heads * head_dim numbers a token) collect an fp32 gradient."""
-    keys_values = 2 * facts.layers * facts.kv_heads * facts.head_dim * (number_bytes + 4)
-    return prefix_tokens * (activation_bytes_per_token(facts, number_bytes, recomputed) + keys_values)
+    return prefix_tokens * activation_bytes_per_token(facts, number_bytes, recomputed) + keys_values_bytes(facts, prefix_tokens, number_bytes)
+
+
+def keys_values_bytes(facts: ModelFacts, tokens: int, number_bytes: int) -> int:
+    """Keys and values of so many tokens in all layers, with their fp32 gradient."""
+    return tokens * 2 * facts.layers * facts.kv_heads * facts.head_dim * (number_bytes + 4)
 
 
 def logits_bytes(facts: ModelFacts) -> int:
@@ -105,19 +152,40 @@ def lora_run_bytes(
     optim: str = "adamw",
     recomputed: str = "off",
     frozen_base: str = "bf16",
+    linear_bits: float | None = None,
 ) -> dict[str, int]:
     """Peak memory of a LoRA run by what needs it.
 
     `trained` is lora_parameters(...); `micro_batch_tokens` the tokens that go through the model at once; `row_tokens` a usual row's
     length; `prefix_tokens` what is shared (0: nothing); `optim`, `recomputed` and `frozen_base` are training.optim,
     training.gradient_checkpointing and training.frozen_base (fp8 keeps two more forms of the weights, of a byte each).
+    `linear_bits` are those of a weight of a linear layer where the base is quantized (quantized_bits).
     """
+    whole = facts.parameters * (PRECISION_BYTES[precision] + 2 * (frozen_base == "fp8"))
     return {
         "process": PROCESS_BYTES,
-        "weights": facts.parameters * (PRECISION_BYTES[precision] + 2 * (frozen_base == "fp8")),
+        "weights": whole if linear_bits is None else quantized_weights_bytes(facts, precision, linear_bits),
         "adapter and optimizer": round((TRAINED_NUMBER_BYTES + MOMENTS_BYTES[optim]) * trained),
         **_passing_bytes(facts, precision, micro_batch_tokens, row_tokens, prefix_tokens, recomputed),
     }
+
+
+def quantized_bits(kind: str, double_quant: bool) -> float:
+    """Bits of a quantized weight, with its share of the scales: blocks of 64 with a scale in fp32, or in 8 bits with one in fp32 for 256
+    of them (Dettmers 2023, section 3); 8 bits have a scale for each output, about 0.03 bits a weight."""
+    return 8.03 if kind.startswith("int8") else 4 + (8 / 64 + 32 / (64 * 256) if double_quant else 32 / 64)
+
+
+def linear_parameters(facts: ModelFacts) -> int:
+    """Numbers in the linear layers of all blocks."""
+    return facts.layers * sum(inputs * outputs for inputs, outputs in linear_shapes(facts).values())
+
+
+def quantized_weights_bytes(facts: ModelFacts, precision: str, linear_bits: float) -> int:
+    """A base whose linear layers are quantized and whose other weights are not, and one layer in full: it is made for each product."""
+    linear = min(linear_parameters(facts), body_parameters(facts))
+    largest = max(inputs * outputs for inputs, outputs in linear_shapes(facts).values())
+    return round(linear * linear_bits / 8) + (facts.parameters - linear + largest) * PRECISION_BYTES[precision]
 
 
 def full_run_bytes(
@@ -129,19 +197,26 @@ def full_run_bytes(
     *,
     optim: str = "adamw",
     recomputed: str = "off",
+    trained: int | None = None,
+    head_is_trained: bool = True,
+    idle_layers: int = 0,
 ) -> dict[str, int]:
     """Peak memory of a run that trains every weight, by what needs it; the arguments are those of lora_run_bytes.
 
+    Where some are frozen, `trained` are the others; nothing runs back through the lowest `idle_layers`, which keep nothing for it.
     A weight has an fp32 gradient and its moments, and an fp32 master where it is not fp32 itself; the head's gradient is gathered in
     fp32 and handed on in the weights' format (vocabulary * hidden numbers of each).
     """
     number_bytes = PRECISION_BYTES[precision]
     of_number = MOMENTS_BYTES[optim] + (4 if number_bytes == 4 else TRAINED_NUMBER_BYTES)
+    of_table = MOMENTS_BYTES["adamw"] - MOMENTS_BYTES["muon"] if optim == "muon" else 0.0
+    running_back = dataclasses.replace(facts, layers=facts.layers - idle_layers)
     return {
         "process": PROCESS_BYTES,
         "weights": facts.parameters * number_bytes,
-        "gradients and optimizer": round(of_number * facts.parameters) + (4 + number_bytes) * facts.vocabulary * facts.hidden,
-        **_passing_bytes(facts, precision, micro_batch_tokens, row_tokens, prefix_tokens, recomputed),
+        "gradients and optimizer": round(of_number * (facts.parameters if trained is None else trained))
+        + head_is_trained * ((4 + number_bytes) * facts.vocabulary * facts.hidden + round(of_table * (facts.parameters - body_parameters(facts)))),
+        **_passing_bytes(running_back, precision, micro_batch_tokens, row_tokens, prefix_tokens, recomputed),
     }
 
 

@@ -1,10 +1,12 @@
 """The rows of a run in numbers, as the plan needs them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from luthier.config.preference import ROWS
 from luthier.plan.choose import DataShape
 from luthier.records import Conversation
 
@@ -26,14 +28,37 @@ def of_tokens(lengths: Counts, trained_tokens: Counts, shared_prefix_tokens: int
     )
 
 
+def of_judged(lengths: Counts, trained_tokens: Counts, shared_prefix_tokens: int, per_row: int, held_out_rows: int) -> DataShape:
+    """From the counts of the examples of judged rows, `per_row` of each. A row is what its examples are together; both are run at once."""
+    rows, better = lengths.reshape(-1, per_row).sum(axis=1), trained_tokens.reshape(-1, per_row)[:, 0]
+    return replace(
+        of_tokens(rows, better, shared_prefix_tokens),
+        trained_tokens=int(trained_tokens.sum()),
+        examples_per_row=per_row,
+        held_out_rows=held_out_rows,
+    )
+
+
 def common_prefix(sequences: list[list[int]]) -> int:
     """How many tokens all sequences begin with."""
     first, last = min(sequences), max(sequences)  # in dictionary order: what these two share, all share
     return next((place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), min(len(first), len(last)))
 
 
-def of_text(rows: Sequence[Conversation]) -> DataShape:
+def of_text(rows: Sequence[Conversation], objective: str = "sft", held_out_rows: int = 0) -> DataShape:
     """The same from characters, where no tokenizer is at hand. An estimate."""
+    if ROWS.get(objective) == "preference":
+        sides = [side for row in rows for side in (row, replace(row, turns=(*row.prompt, *row.rejected)))]
+        return _together(_of_text(sides), held_out_rows)
+    return _of_text(rows) if objective == "sft" else replace(_of_text(rows), held_out_rows=held_out_rows)
+
+
+def _together(sides: DataShape, held_out_rows: int) -> DataShape:
+    """Both sides of pairs as rows."""
+    return replace(sides, train_rows=sides.train_rows // 2, longest=2 * sides.longest, examples_per_row=2, held_out_rows=held_out_rows)
+
+
+def _of_text(rows: Sequence[Conversation]) -> DataShape:
     turns = [[_tokens(turn.content) for turn in row.turns] for row in rows]
     trained = sorted(
         sum(count for turn, count in zip(row.turns, counts, strict=True) if turn.role in SPOKEN) for row, counts in zip(rows, turns, strict=True)

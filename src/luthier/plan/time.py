@@ -1,11 +1,13 @@
 """How long a run takes: floating-point operations over a measured rate. Always an estimate, and training only."""
 
 from luthier.models.facts import ModelFacts
-from luthier.plan.memory import body_parameters
+from luthier.plan.memory import body_parameters, linear_parameters
 
 # Share of the probe's rate that a whole update reaches: 0.45 with 1,000 tokens an update, 0.23 in `luthier demo` (330 tokens an update)
 # (2 cores with bf16 units, 2026-11-22).
 EFFICIENCY = 0.36
+# Making a weight of a quantized base takes as long as so many operations of a product (NF4 on 2 cores with bf16 units, 2026-11-23).
+DEQUANTIZING_FLOPS = 200
 
 
 def executed_tokens(row_tokens: int, rows: int, updates: int, prefix_tokens: int) -> int:
@@ -30,10 +32,41 @@ def lora_flops(facts: ModelFacts, trained: int, executed: int, trained_tokens: i
     return executed * per_token + trained_tokens * 4.0 * facts.vocabulary * facts.hidden
 
 
-def full_flops(facts: ModelFacts, executed: int, trained_tokens: int, visible_tokens: float) -> float:
-    """Operations of a run that trains every weight: executed * (6 * body + 3 * attention) + trained_tokens * 6 * vocabulary * hidden."""
-    per_token = 6 * body_parameters(facts) + 3 * attention_flops(facts, visible_tokens)
-    return executed * per_token + trained_tokens * 6.0 * facts.vocabulary * facts.hidden
+def full_flops(
+    facts: ModelFacts,
+    executed: int,
+    trained_tokens: int,
+    visible_tokens: float,
+    *,
+    frozen_layers: int = 0,
+    idle_layers: int = 0,
+    head_is_trained: bool = True,
+) -> float:
+    """Operations of a run that trains every weight: executed * (6 * body + 3 * attention) + trained_tokens * 6 * vocabulary * hidden.
+
+    A frozen layer, and a frozen head, has no gradient of its own (4 and not 6); nothing runs back through an idle one (2, and 1 * attention).
+    """
+    body, attention = body_parameters(facts), attention_flops(facts, visible_tokens)
+    frozen, idle = frozen_layers / facts.layers, idle_layers / facts.layers
+    per_token = body * (6 - 2 * frozen - 2 * idle) + attention * (3 - 2 * idle)
+    return executed * per_token + trained_tokens * (6.0 if head_is_trained else 4.0) * facts.vocabulary * facts.hidden
+
+
+def judging_flops(
+    facts: ModelFacts,
+    executed: int,
+    trained_tokens: int,
+    reference_tokens: float,
+    reference_trained_tokens: float,
+    visible_tokens: float,
+    *,
+    mismatched: bool,
+) -> float:
+    """Operations that preference tuning adds: a second pass through the head for what is trained, and the forward pass over the rows whose
+    log-probabilities are kept before the training. With `mismatched` (KTO) each row is run forward with another answer, too."""
+    body, head = 2 * body_parameters(facts) + attention_flops(facts, visible_tokens), 2.0 * facts.vocabulary * facts.hidden
+    before = reference_tokens * body + reference_trained_tokens * head
+    return trained_tokens * head + before + (before + executed * body + trained_tokens * head if mismatched else 0.0)
 
 
 def recomputed_flops(facts: ModelFacts, recomputed: str, executed: int, visible_tokens: float) -> float:
@@ -44,6 +77,11 @@ def recomputed_flops(facts: ModelFacts, recomputed: str, executed: int, visible_
         "full": 2 * body_parameters(facts) + attention_flops(facts, visible_tokens),
     }
     return executed * per_token[recomputed]
+
+
+def dequantized_flops(facts: ModelFacts, passes: int) -> float:
+    """What making the weights of a quantized base costs, as operations: once for the product and once for its gradient in each pass."""
+    return 2.0 * passes * linear_parameters(facts) * DEQUANTIZING_FLOPS
 
 
 def seconds(flops: float, gflops: float) -> float:

@@ -13,8 +13,9 @@ import numpy as np
 from luthier import files
 from luthier.config.checks import CheckSettings
 from luthier.config.load import Config
+from luthier.config.preference import ROWS
 from luthier.data import judging, prepare
-from luthier.data.conversations import JUDGED, keep_good
+from luthier.data.conversations import JUDGED, LEARNERS, keep_good
 from luthier.data.prepare import Prepared, Rows
 from luthier.data.quality.check import Finding, Given
 from luthier.data.quality.run import run_checks
@@ -110,9 +111,10 @@ def check(
     return DataReport(
         target=target,
         is_settings=bool(config.given),
-        notes=[*config.notes, *(tokens.prepared.rows if tokens.prepared else rows).notes, *_judged(rows)],
+        notes=[*config.notes, *(tokens.prepared.rows if tokens.prepared else rows).notes, *_judged(rows, settings.objective)],
         ledger=ledger,
         findings=[_with_set_aside(_decided(finding, settings.data.too_long), ledger) for finding in findings],
+        judged_is_learned=settings.objective in ROWS,
         roles=Counter(turn.role for row in looked_at for turn in (*row.turns, *row.rejected)),
         rejected=list(itertools.islice((tokens.prepared.rows if tokens.prepared else rows).rejected, SHOWN_REJECTED)),
         left_out=[tokens.left_out] if tokens.left_out else [],
@@ -120,10 +122,14 @@ def check(
     )
 
 
-def _judged(rows: Rows) -> list[str]:
+def _judged(rows: Rows, objective: str) -> list[str]:
     """What must be done before `luthier train` takes the sources that hold more than answers to learn."""
-    judged = [(source, what) for source in rows.sources if (what := JUDGED.get(source["format"]))]
-    return [f"{one['file']} holds {what}, which luthier train does not take: {keep_good(one['path'])} keeps the good answers" for one, what in judged]
+    judged = [source for source in rows.sources if source["format"] in JUDGED and source["format"] != ROWS.get(objective)]
+    return [
+        f"{one['file']} holds {JUDGED[one['format']]}: objective: {LEARNERS[one['format']]} learns from them, "
+        f"and {keep_good(one['path'])} keeps the good answers"
+        for one in judged
+    ]
 
 
 def chosen_checks(settings: CheckSettings, only: Sequence[str], skip: Sequence[str]) -> CheckSettings:

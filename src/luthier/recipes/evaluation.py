@@ -63,7 +63,7 @@ def evaluate(run: RunFolder, reporter: Reporter | None = None, *, data: str | No
 
 
 def _held_out(run: RunFolder) -> list[Conversation]:
-    rows = [row for row in ledger.read_held_out(run) if row.prompt]
+    rows = [row for row in ledger.read_held_out(run) if row.prompt and row.label is not False]
     if not rows:
         raise RunError(
             "the run holds no questions out", where=str(run.path), next_step="luthier eval RUN --data FILE, or set data.eval before training"
@@ -79,7 +79,9 @@ def _rows_of(file: str, trained: DataSettings, reporter: Reporter) -> Sequence[C
     loaded = prepare.load_rows(asked, Path(), seed=0, reporter=reporter)
     for note in loaded.notes:
         reporter.say(note)
-    rows = loaded.train
+    rows = [row for row in loaded.train if row.label is not False]
+    if not rows:
+        raise DataError("holds bad answers only: none can be compared with", where=file, next_step="give rows with good answers")
     if not rows[0].prompt:
         raise DataError("rows of plain text ask nothing", where=file, next_step="give rows with a prompt and an answer")
     return rows
@@ -105,7 +107,7 @@ def _examples(
     rows = prepare.trained_rows(run, config.settings.data, config.file.parent, config.settings.seed, engine.tokenizer)
     if len(rows) < shots:
         reporter.say(f"evaluation.shots is {shots} and there are {len(rows)} training rows: the base is shown {len(rows)}")
-    examples = questions.spread(rows, shots)
+    examples = questions.spread([row for row in rows if row.label is not False], shots)
     fewer = examples
     while fewer and not all(engine.has_room(_prompt(row, fewer, engine), int(asked.max_new_tokens)) for row in questions_asked):
         fewer = fewer[:-1]

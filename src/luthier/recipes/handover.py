@@ -8,24 +8,30 @@ import torch
 
 from luthier import files
 from luthier.config.load import Config, load_config
+from luthier.config.methods import METHODS
 from luthier.data import ledger, prepare
 from luthier.data.tokenize import How, Tokenized, prompt_ids, tokenize
 from luthier.diagnose.report import write_report
 from luthier.engine import Engine, opening
 from luthier.errors import CallError, RunError
 from luthier.export import merged, parity
+from luthier.models import lora
 from luthier.records import Conversation, Parity, TokenizedExample
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder
 
 TARGETS = ("adapter", "merged")
+ONTO = ("trained", parity.ORIGINAL)
 ROWS = 24
 MOST_LOGITS = 64  # of a row: 24 rows of 64 times 49,152 words are 300 MB
 
 
-def export(run: RunFolder, to: str, reporter: Reporter | None = None, *, folder: Path | None = None, precision: str = "bf16") -> tuple[Path, Parity]:
+def export(
+    run: RunFolder, to: str, reporter: Reporter | None = None, *, folder: Path | None = None, precision: str = "bf16", onto: str | None = None
+) -> tuple[Path, Parity]:
     """Write the artifact `to` (adapter or merged) and compare it, as read back from the disk, with the trained model.
 
+    An adapter of method: qlora is merged `onto` the base as it was quantized (trained; None means this) or as it was before (original).
     Nothing that exists is overwritten but an earlier export of this run in its default place. The certificate goes to parity.json.
     """
     reporter = reporter or Silent()
@@ -35,8 +41,9 @@ def export(run: RunFolder, to: str, reporter: Reporter | None = None, *, folder:
         raise CallError(f"no such number format: {precision}", where="--precision", next_step=f"one of: {', '.join(merged.DTYPES)}")
     if to == "adapter" and run.model.is_dir():
         raise CallError("this run trained every weight and has no adapter", where="--to", next_step="--to merged gives its model")
-    target = _target(run, to, folder)
     config = load_config(run.config)
+    onto = _onto(config, to, onto)
+    target = _target(run, to, folder)
     trained = opening.open_trained(run, reporter, "fp32")
     rows = _rows(run, config, trained.tokenizer)
     asked = [prompt_ids(row.prompt, trained.tokenizer, row.tools) for row in rows if row.prompt]
@@ -50,7 +57,10 @@ def export(run: RunFolder, to: str, reporter: Reporter | None = None, *, folder:
         before = _answers(trained, prompts, examples, length)
         bar.advance(1)
         if to == "merged":
-            merged.write_merged(trained, target, precision)
+            whole = opening.open_for_merging(run, reporter, onto) if onto else trained
+            del trained  # both at once may be more than there is room for
+            merged.write_merged(whole, target, precision)
+            del whole
             exported = opening.open_model(str(target.resolve()), reporter, "fp32", config.settings.device)
         else:
             merged.write_adapter(trained, target, config.settings.model)
@@ -59,10 +69,30 @@ def export(run: RunFolder, to: str, reporter: Reporter | None = None, *, folder:
         after = _answers(exported, prompts, examples, length)
         bar.advance(2)
 
-    certificate = parity.compare(before, after, artifact=target.name, engine="luthier fp32", precision=precision)
+    certificate = parity.compare(before, after, artifact=target.name, engine="luthier fp32", precision=precision, onto=onto)
+    for line in lora.hindrances(target) if to == "adapter" else []:
+        reporter.say(line)
     run.add_parity(certificate)
     write_report(run)
     return target, certificate
+
+
+def _onto(config: Config, to: str, onto: str | None) -> str:
+    """The base that the adapter is merged onto, "" where there is no choice. Raises CallError for what cannot be."""
+    method = METHODS[config.settings.method]
+    if to == "merged" and method.leaves == "adapter" and not method.merges:
+        raise CallError(
+            f"method: {method.name} cannot be merged into its base: it trains {method.what}",
+            where="--to",
+            next_step="--to adapter" + ("" if method.engines else " (Luthier serves it)"),
+        )
+    if onto is not None and onto not in ONTO:
+        raise CallError(f"no such base: {onto}", where="--onto", next_step=f"one of: {', '.join(ONTO)}")
+    if to != "merged" or not method.quantized_base:
+        if onto:
+            raise CallError("only a merged adapter of method: qlora has a choice of its base", where="--onto", next_step="leave it out")
+        return ""
+    return onto or "trained"
 
 
 def _target(run: RunFolder, to: str, folder: Path | None) -> Path:

@@ -10,8 +10,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from luthier import files
+from luthier.config.adapters import LoraSettings
 from luthier.config.data import DataSettings
-from luthier.config.settings import EvaluationSettings, LoraSettings, Settings, TrainingSettings
+from luthier.config.methods import BLOCKS, METHODS
+from luthier.config.settings import EvaluationSettings, Settings, TrainingSettings
 from luthier.errors import CallError
 from luthier.files import make_folder, write_lines, write_text
 from luthier.reporting import Reporter
@@ -30,6 +32,9 @@ SET: dict[type[BaseModel], dict[str, Any]] = {
     TrainingSettings: {"batch_size": "auto", "num_train_epochs": 3, "learning_rate": "auto"},
     EvaluationSettings: {"metrics": ["exact_match"]},
 }
+
+# Sections and settings that do nothing beside the method and the objective above: docs/methods.md and docs/preference.md show them.
+OF_OTHERS = (BLOCKS - set(METHODS["lora"].blocks)) | {"preference"}
 
 ROWS: dict[str, Callable[[str, str], dict[str, Any]]] = {
     # name         (input, output) -> row
@@ -102,6 +107,8 @@ def settings_file() -> str:
 
 def _section_lines(section: type[BaseModel], indent: str) -> Iterator[str]:
     for name, field in section.model_fields.items():
+        if not indent and name in OF_OTHERS:
+            continue
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield ""

@@ -3,6 +3,7 @@
 from luthier import files
 from luthier.config.load import Config
 from luthier.data import prepare
+from luthier.data.conversations import check_objective
 from luthier.models import catalog, facts, find
 from luthier.models.facts import ModelFacts
 from luthier.plan import choose, machine, shape
@@ -15,11 +16,12 @@ def make_plan(config: Config, reporter: Reporter | None = None) -> Plan:
     reporter = reporter or Silent()
     settings = config.settings
     rows = prepare.load_rows(settings.data, config.file.parent, settings.seed, reporter)
+    check_objective(rows.sources, settings.objective)
     for note in rows.notes:
         reporter.say(note)
     here = machine.stored_machine(files.home()) or machine.this_machine_without_torch()
     card = catalog.card(settings.model)
     model_facts: ModelFacts = card.facts if card else facts.from_folder(find.find(settings.model, reporter, config.file.parent))
-    plan = choose.resolve(settings, model_facts, here, shape.of_text(rows.train))
+    plan = choose.resolve(settings, model_facts, here, shape.of_text(rows.train, settings.objective, len(rows.held_out)))
     reporter.say(f"tokens are estimated at {shape.CHARACTERS_PER_TOKEN} characters each; luthier data check counts them")
     return plan

@@ -19,6 +19,8 @@ from luthier.reporting import Reporter, Silent
 
 TEMPLATE = importlib.resources.files("luthier.recipes") / "templates" / "trainer_script.py"
 MARK = "# <settings>"
+# Settings of `lora:` that are not PEFT's; the script refuses them.
+OF_OURS = {"loraplus_lr_ratio", "init_lora_weights", "modules_to_save"}
 
 
 def write_trainer_script(config: Config, to: Path, reporter: Reporter | None = None) -> Path:
@@ -49,13 +51,20 @@ def write_trainer_script(config: Config, to: Path, reporter: Reporter | None = N
 
 
 def _check_settings(config: Config) -> None:
-    settings, data = config.settings, config.settings.data
+    settings, data, training = config.settings, config.settings.data, config.settings.training
     unknown = {
+        "objective": settings.objective != "sft",
+        "method": settings.method not in ("lora", "dora"),
+        "training.optim": training.optim != "adamw",
+        "training.learning_rates": bool(training.learning_rates),
+        "training.lr_scheduler_type": training.lr_scheduler_type not in ("linear", "cosine", "constant"),
+        "training.neftune_noise_alpha": training.neftune_noise_alpha > 0,
+        "training.label_smoothing_factor": training.label_smoothing_factor > 0,
         "init_from": settings.init_from is not None,
         "template": settings.template != "auto",
         "tokenizer.path": settings.tokenizer.path is not None,
         "tokenizer.add_special_tokens": bool(settings.tokenizer.add_special_tokens),
-        "lora.modules_to_save": bool(settings.lora.modules_to_save),
+        **{f"lora.{name}": value not in (None, [], "default") for name, value in settings.lora.model_dump(include=OF_OURS).items()},
         "data.loss_on": data.loss_on != "assistant",
         "data.too_long": data.too_long in ("split", "truncate"),
     }
@@ -89,9 +98,7 @@ def _values(settings: Settings) -> dict[str, Any]:
     return {
         "DEVICE": settings.device,
         "SEED": settings.seed,
-        "LORA": {
-            name: value for name, value in settings.lora.model_dump().items() if value or name != "layers_to_transform"
-        },  # PEFT refuses an empty list
+        "LORA": {name: value for name, value in settings.lora.model_dump(exclude=OF_OURS).items() if value},
         "PRECISION": training.precision,
         "BATCH_SIZE": training.batch_size,
         "EPOCHS": training.num_train_epochs,

@@ -6,24 +6,27 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from luthier.engine import Engine
 from luthier.errors import RunError
-from luthier.records import Source, StepReport, TokenizedExample, UpdateLoss
+from luthier.records import Judged, Source, StepReport, TokenizedExample, UpdateLoss
 from luthier.stopping import Stop
 from luthier.train import order, schedule
 
 Watcher = Callable[[StepReport], None]
 # Told at every update: its number, its examples and the mean loss of each of them (NaN too).
-RowWatcher = Callable[[int, list[TokenizedExample], list[float]], None]
+RowWatcher = Callable[[int, Any, list[float]], None]
 # One bad row may pass; three updates in a row mean that the weights or the rate are wrong.
 MOST_SKIPPED = 3
 ROWS_SHOWN = 8
 # Gives what came of an update; on a GPU it waits for that update.
 Reading = Callable[[], tuple[UpdateLoss, float]]
+# Loss and gradients of the rows of an update; told True, with the mean loss of each row.
+ForwardBackward = Callable[[Any, bool], UpdateLoss]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,8 @@ class Course:
     lr_scheduler_type: str
     warmup_steps: int
     seed: int
+    num_cycles: int = 1
+    decay_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ class Skipped:
 
 def fit(
     engine: Engine,
-    examples: Sequence[TokenizedExample],
+    examples: Sequence[TokenizedExample] | Sequence[Judged],
     course: Course,
     watchers: list[Watcher],
     stop: Stop,
@@ -68,12 +73,13 @@ def fit(
     on_skip: Callable[[Skipped], None] = lambda skipped: None,
     on_rows: RowWatcher | None = None,
     looks_at_weights: Callable[[int], bool] = lambda step: True,
+    forward_backward: ForwardBackward | None = None,
 ) -> int:
     """Train from update `done` to the end of the course, or until `stop` says so. Returns the updates that are done.
 
     An update whose loss or gradient is not finite is skipped, and told to `on_skip` and `on_rows` only. Raises RunError after
     MOST_SKIPPED of them in a row. A GPU goes on while the update before is told; not so after a step of which `looks_at_weights` says that
-    a watcher will find its weights in the engine.
+    a watcher will find its weights in the engine. `forward_backward` is the engine's own where none is given.
     """
     engine.require_trained_parameters()
     teller = _Teller(engine, examples, course, watchers, on_skip, on_rows)
@@ -83,9 +89,15 @@ def fit(
         torch.manual_seed(update_seed(course.seed, update))
         rows = [examples[row] for row in order.update_rows(len(examples), course.batch_size, course.seed, update, course.examples_seen)]
         rate = schedule.learning_rate(
-            update, peak=course.learning_rate, shape=course.lr_scheduler_type, warmup=course.warmup_steps, updates=course.updates
+            update,
+            peak=course.learning_rate,
+            shape=course.lr_scheduler_type,
+            warmup=course.warmup_steps,
+            updates=course.updates,
+            cycles=course.num_cycles,
+            decay=course.decay_steps,
         )
-        sent = _Sent(update + 1, rows, rate, start, _run(engine, rows, rate, row_losses=on_rows is not None))
+        sent = _Sent(update + 1, rows, rate, start, _run(engine, rows, rate, forward_backward, row_losses=on_rows is not None))
         teller.add(sent, at_once=not engine.reads_late or update + 1 == course.updates or looks_at_weights(update + 1))
         if stop.signal:
             teller.tell()
@@ -98,16 +110,16 @@ class _Sent:
     """An update that ran, or that a GPU is running."""
 
     step: int
-    rows: list[TokenizedExample]
+    rows: list[Any]
     learning_rate: float
     start: float
     read: Reading
 
 
-def _run(engine: Engine, rows: list[TokenizedExample], learning_rate: float, *, row_losses: bool) -> Reading:
-    if engine.reads_late and not row_losses:
+def _run(engine: Engine, rows: list[Any], learning_rate: float, forward_backward: ForwardBackward | None, *, row_losses: bool) -> Reading:
+    if forward_backward is None and engine.reads_late and not row_losses:
         return engine.send_update(rows, learning_rate)
-    measured = engine.forward_backward(rows, row_losses=row_losses)
+    measured = forward_backward(rows, row_losses) if forward_backward else engine.forward_backward(rows, row_losses=row_losses)
     grad_norm = engine.optimizer_step(learning_rate) if math.isfinite(measured.loss) else engine.forget_gradients()
     return lambda: (measured, grad_norm)
 
@@ -117,7 +129,7 @@ class _Teller:
     """Tells what came of each update: at once, or when the next one is on its way."""
 
     engine: Engine
-    examples: Sequence[TokenizedExample]
+    examples: Sequence[TokenizedExample] | Sequence[Judged]
     course: Course
     watchers: list[Watcher]
     on_skip: Callable[[Skipped], None]
@@ -157,6 +169,7 @@ class _Teller:
             trained_tokens=measured.trained_tokens,
             seconds=round(self.last_read - began, 4),
             peak_bytes=peak_bytes(),
+            metrics=measured.metrics,
         )
         for watcher in self.watchers:
             watcher(report)

@@ -18,8 +18,8 @@ import torch
 from luthier import files
 from luthier.engine import Engine
 from luthier.errors import RunError
-from luthier.records import TokenizedExample
-from luthier.train.loop import peak_bytes
+from luthier.records import Judged, TokenizedExample
+from luthier.train.loop import ForwardBackward, peak_bytes
 from luthier.version import VERSION
 
 
@@ -43,14 +43,16 @@ def worst_rows(lengths: Any, batch_size: int) -> list[int]:
     return [int(place) for place in np.argsort(-lengths, kind="stable")[:batch_size]]
 
 
-def trial_file(home: Path, what_matters: dict[str, object], worst: Sequence[TokenizedExample]) -> Path:
+def trial_file(home: Path, what_matters: dict[str, object], worst: Sequence[TokenizedExample | Judged]) -> Path:
     """Where the result is kept: named by the settings that matter, the machine, the worst rows' sizes and the versions."""
-    sizes = [(len(example.token_ids), example.trained_tokens) for example in worst]
+    sizes = [(example.tokens, example.trained_tokens) for example in worst]
     key = json.dumps([what_matters, sizes, VERSION, torch.__version__], sort_keys=True, default=str)
     return home / "trials" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
-def measure(engine: Engine, worst: list[TokenizedExample], path: Path, smaller: str) -> Trial:
+def measure(
+    engine: Engine, worst: Sequence[TokenizedExample | Judged], path: Path, smaller: str, forward_backward: ForwardBackward | None = None
+) -> Trial:
     """The trial stored in `path`, or a new one, which is stored there. The gradients are forgotten and no weight changes.
 
     Raises RunError, with `smaller` as the next step, where the memory is not enough.
@@ -59,7 +61,7 @@ def measure(engine: Engine, worst: list[TokenizedExample], path: Path, smaller: 
         return stored
     start = time.perf_counter()
     try:
-        engine.forward_backward(worst)
+        forward_backward(worst, False) if forward_backward else engine.forward_backward(list(worst))  # type: ignore[arg-type]
     except RuntimeError as error:
         if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
             raise
@@ -76,8 +78,8 @@ def measure(engine: Engine, worst: list[TokenizedExample], path: Path, smaller: 
     return trial
 
 
-def _tokens(rows: Sequence[TokenizedExample]) -> int:
-    return sum(len(example.token_ids) for example in rows)
+def _tokens(rows: Sequence[TokenizedExample | Judged]) -> int:
+    return sum(row.tokens for row in rows)
 
 
 def _read(path: Path) -> Trial | None:

@@ -1,0 +1,59 @@
+"""Settings of a run's updates that have no effect, or no sense, beside others."""
+
+from collections.abc import Iterator, Mapping
+
+from luthier.config.settings import Settings
+
+# setting (of training)   the one value of another setting beside which it is read
+READ_BESIDE = {
+    "num_cycles":         ("lr_scheduler_type", "cosine_with_restarts"),
+    "decay_ratio":        ("lr_scheduler_type", "warmup_stable_decay"),
+    "decay_steps":        ("lr_scheduler_type", "warmup_stable_decay"),
+}  # fmt: skip
+# optimizer      settings of AdamW that it has no use for
+NOT_READ_BY = {
+    "adafactor":  ("adam_beta1", "adam_beta2", "adam_epsilon"),
+    "lion":       ("adam_epsilon",),
+    "lion_8bit":  ("adam_epsilon",),
+}  # fmt: skip
+
+
+def clashes(settings: Settings, given: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """What cannot stand together: the setting's dotted name, the problem, the next step. `given` has the names that were written."""
+    yield from _of_schedule(settings, given)
+    yield from _of_optimizer(settings, given)
+    yield from _of_noise(settings, given)
+
+
+def _of_schedule(settings: Settings, given: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    training = settings.training
+    for name, (other, value) in READ_BESIDE.items():
+        if f"training.{name}" in given and getattr(training, other) != value:
+            yield f"training.{name}", f"{name} has no effect with {other}: {getattr(training, other)}", f"set {other}: {value}, or take {name} out"
+    if training.decay_steps is not None and "training.decay_ratio" in given:
+        yield "training.decay_steps", "decay_steps and decay_ratio both say how long the rate falls", "keep one of the two"
+
+
+def _of_optimizer(settings: Settings, given: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    training = settings.training
+    for name in NOT_READ_BY.get(training.optim, ()):
+        if f"training.{name}" in given:
+            yield f"training.{name}", f"{name} has no effect with optim: {training.optim}", f"take {name} out"
+    if training.optim == "muon" and settings.method != "full":
+        yield "training.optim", "muon is for whole weight matrices, and an adapter's are parts of them", "optim: adamw, or method: full"
+    if training.optim == "schedule_free" and training.lr_scheduler_type != "constant":
+        yield "training.lr_scheduler_type", "schedule_free takes the mean of its weights in place of a falling rate", "lr_scheduler_type: constant"
+    if training.optim == "schedule_free" and training.adam_beta1 == 0:
+        yield "training.adam_beta1", "schedule_free divides by adam_beta1", "adam_beta1: 0.9"
+
+
+def _of_noise(settings: Settings, given: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    training = settings.training
+    if settings.objective != "sft":
+        for name in ("neftune_noise_alpha", "label_smoothing_factor"):
+            if getattr(training, name):
+                yield f"training.{name}", f"{name} is for objective: sft, and this is {settings.objective}", f"take {name} out"
+    if training.neftune_noise_alpha and training.share_prefixes and "training.share_prefixes" in given:
+        yield "training.share_prefixes", "each row has noise of its own, so nothing is shared beside neftune_noise_alpha", "take one of the two out"
+    if training.neftune_noise_alpha and training.cache_frozen_layers:
+        yield "training.cache_frozen_layers", "beside neftune_noise_alpha the frozen layers give others at every update", "take one of the two out"

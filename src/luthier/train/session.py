@@ -1,0 +1,319 @@
+"""One training run from its settings to its last update: what all recipes that train have in common.
+
+A recipe says what is learned of the rows (a `Task`); everything here is the same for each.
+"""
+
+import dataclasses
+import datetime
+import functools
+import importlib.metadata
+import itertools
+import platform
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luthier import files, run_folder
+from luthier.config.data import SourceSettings
+from luthier.config.load import Config, load_config, settings_to_yaml
+from luthier.config.methods import METHODS
+from luthier.config.settings import Settings
+from luthier.data import prepare
+from luthier.data.conversations import check_objective
+from luthier.data.prepare import Prepared, Rows
+from luthier.data.read.source import is_local
+from luthier.data.store import Places
+from luthier.engine import Engine, fp8, frozen, opening, probe
+from luthier.errors import ConfigError, LuthierError
+from luthier.models import facts, find, methods, templates, weights
+from luthier.models.facts import ModelFacts
+from luthier.plan import choose
+from luthier.plan.choose import DataShape, Plan
+from luthier.records import Judged, TokenizedExample
+from luthier.reporting import Reporter
+from luthier.run_folder import RunFolder
+from luthier.stopping import stopping_on_signals
+from luthier.train import checkpoint, loop, order, schedule, trial, watchers
+from luthier.train.checkpoint import Place
+from luthier.train.watchers import HeldOut, tell
+from luthier.version import VERSION
+
+# Rows whose loss tells what a frozen base in 8 bits costs.
+GAP_ROWS = 32
+# A fresh adapter that changes the loss of a row by less than this (relative) changes nothing but the rounding.
+UNCHANGED = 1e-4
+LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What a run has before it begins: the model's folder, its tokenizer, what is known of it, and the rows as tokens."""
+
+    folder: Path
+    tokenizer: Any
+    facts: ModelFacts
+    prepared: Prepared
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is learned: rows, each with how many tokens it has, and how an update and the held-out rows are measured.
+
+    `forward_backward` makes loss and gradients of an update; None is the engine's own, the mean loss over the trained tokens.
+    """
+
+    rows: Sequence[TokenizedExample] | Sequence[Judged]
+    lengths: Places
+    measure: Callable[[], HeldOut]
+    forward_backward: loop.ForwardBackward | None = None
+
+
+class Interrupted(LuthierError):
+    """Ctrl-C or SIGTERM: the state is saved. The exit code is the shell's own for that signal."""
+
+    def __init__(self, run: RunFolder, step: int, signal: int) -> None:
+        super().__init__(f"stopped after step {step}; a checkpoint is written", where=str(run.path), next_step=f"luthier train --resume {run.path}")
+        self.exit_code = 128 + signal
+
+
+def read(config: Config, reporter: Reporter) -> tuple[Config, Rows]:
+    """The settings, with those that an earlier run decides, and the rows; what cannot work is refused before a model is fetched or loaded."""
+    config = with_earlier_adapter(config)
+    asked = config.settings
+    probe.require_attention(asked.training.attn_implementation, opening.device_of(asked))
+    methods.require(asked)
+    fp8.require(asked.training.frozen_base, asked.method, asked.training.precision, opening.device_of(asked))
+    rows = prepare.load_rows(asked.data, config.file.parent, asked.seed, reporter)
+    check_objective(rows.sources, asked.objective)
+    return config, rows
+
+
+def tokenize(config: Config, rows: Rows, reporter: Reporter) -> Ready:
+    """The model is found (fetched, where it is not here) and the rows are cut into its tokens."""
+    asked = config.settings
+    folder = find.find(asked.model, reporter, config.file.parent)
+    tokenizer = opening.tokenizer_of(config, folder, reporter)
+    model_facts = facts.from_folder(folder)
+    max_length = choose.max_length(asked, model_facts).value
+    prepared = prepare.tokenize_rows(rows, tokenizer, int(str(max_length)), asked.data, reporter)
+    for note in [*config.notes, *prepared.rows.notes]:
+        reporter.say(note)
+    return Ready(folder, tokenizer, model_facts, prepared)
+
+
+def resolve(asked: Settings, ready: Ready, rows: DataShape, reporter: Reporter) -> Plan:
+    """Every `auto` is filled and the cost is told."""
+    plan = choose.resolve(asked, ready.facts, probe.known_machine(opening.device_of(asked)), rows)
+    for line in plan.lines():
+        reporter.say(line)
+    plan.require_room()
+    return plan
+
+
+def start(run: RunFolder, plan: Plan, ready: Ready, reporter: Reporter) -> Engine:
+    """The model of a run as it begins, ready to be trained, its fast path compared with the plain one. What is found is said."""
+    prepared = ready.prepared
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    opening.require_same_base(run, ready.folder)
+    # From the run's own settings: they name files and runs wherever one stands, and go on to mean the same (init_from: last).
+    engine = opening.start(load_config(run.config), plan.settings, ready.folder, ready.tokenizer, prepared.train, run.start)
+    tell(run, reporter, engine.trained_line)
+    if run.start.is_dir():
+        how = plan.settings.lora.init_lora_weights
+        tell(run, reporter, f"init_lora_weights: {how} begins as the base does, and is saved as plain LoRA of twice the rank")
+    engine.check(prepared.train[int(prepared.lengths.argmin())], longest=int(prepared.lengths.max()))
+    for note in engine.notes:
+        reporter.say(note)
+    if engine.plain_reason:
+        reporter.say(f"the plain path is used, one row at a time: {engine.plain_reason}")
+    if plan.settings.training.frozen_base == "fp8":
+        tell(run, reporter, engine.quantize_frozen(list(itertools.islice(prepared.held_out or prepared.train, GAP_ROWS))))
+    return engine
+
+
+def place(run: RunFolder, plan: Plan, ready: Ready, engine: Engine, resume: bool, reporter: Reporter) -> Place:
+    """Where the run stands: at its beginning, or where its newest whole checkpoint is, which is put into the engine."""
+    begun = Place(0, ready.prepared.sha256, plan.settings.seed, str(plan.settings.training.precision), plan.settings.training.optim)
+    if resume:
+        return _restore(run, engine, begun, reporter)
+    if not METHODS[plan.settings.method].begins_as_base and not plan.settings.init_from:
+        _tell_of_start(run, engine, plan, ready, reporter)
+    return begun
+
+
+def _tell_of_start(run: RunFolder, engine: Engine, plan: Plan, ready: Ready, reporter: Reporter) -> None:
+    """A fresh adapter that changes the base is named, with what that does to the loss of a row."""
+    begun, base = engine.losses_with_and_without_adapter(ready.prepared.train[int(ready.prepared.lengths.argmin())])
+    if abs(begun - base) > UNCHANGED * abs(base):
+        name = f"{plan.settings.method} {plan.settings.peft.get('type', '')}".strip()
+        tell(run, reporter, f"{name} does not begin as its base: the loss of a row is {begun:.3f} before the first update, {base:.3f} without it")
+
+
+def check(run: RunFolder, engine: Engine, plan: Plan, ready: Ready, task: Task, reporter: Reporter) -> None:
+    """Before the first update: what gradient checkpointing costs, and the largest update against the memory."""
+    if engine.recomputing.mode != "off":
+        tell(run, reporter, _price_of_checkpointing(engine, ready.prepared, plan))
+    _try_worst_update(run, engine, task, plan, ready.facts, reporter)
+
+
+def with_earlier_adapter(config: Config) -> Config:
+    """With `init_from` the earlier adapter, where there is one, decides its method's settings; what was given and differs is refused."""
+    if not config.settings.init_from:
+        return config
+    source = opening.earlier_trained(config)
+    if config.settings.method == "full":
+        return config
+    kept = opening.earlier_settings(config)
+    for section, settings in kept.items():
+        for name, value in settings.items() if isinstance(settings, dict) else settings:
+            asked = dict(getattr(config.settings, section)).get(name)
+            if f"{section}.{name}" in config.given and asked != value:
+                raise ConfigError(
+                    f"{section}.{name} is {asked} and the adapter in {source} was made with {value}",
+                    where=config.given[f"{section}.{name}"],
+                    next_step="take it out (the adapter goes on as it is), or take init_from out",
+                )
+    return dataclasses.replace(config, settings=config.settings.model_copy(update=kept))
+
+
+def begin(config: Config, plan: Plan, ready: Ready, rows: int, title: str) -> RunFolder:
+    """A new run folder with everything that is known before the first update; it trains on so many `rows`."""
+    name = title or Path(plan.settings.model).name
+    run = run_folder.create(Path(config.beside(plan.settings.output_dir)), name)
+    files.write_text(run.config, settings_to_yaml(_with_absolute_paths(config, plan.settings, ready.prepared.rows)))
+    files.write_json(run.plan, plan.as_json())
+    files.write_json(run.environment, _environment(ready.folder))
+    prepare.write_ledger(run, ready.prepared)
+    run.say(f"began: {rows} rows, {plan.updates} updates")
+    return run
+
+
+def _with_absolute_paths(config: Config, settings: Settings, rows: Rows) -> Settings:
+    """The settings of a run can be used from anywhere: paths that were relative to the file are made absolute."""
+
+    def absolute(path: str) -> str:
+        return str(Path(config.beside(path)).resolve())
+
+    def rows_at(path: str) -> str:
+        if path == "-":
+            return next(str(source["path"]) for source in rows.sources if source["file"] == "-")
+        return absolute(path) if is_local(path, config.file.parent) else path
+
+    data = settings.data
+    sources = [source.model_copy(update={"path": rows_at(source.path)}) for source in data.sources]
+    train = sources[0].path if isinstance(data.train, str) else sources
+    source = data.eval_source
+    held_out = data.eval if source is None else source.model_copy(update={"path": rows_at(source.path)})
+    if isinstance(data.eval, str) and isinstance(held_out, SourceSettings):
+        held_out = held_out.path  # as it was written: a path
+    model_path = Path(config.beside(settings.model))
+    changes: dict[str, Any] = {"data": data.model_copy(update={"train": train, "eval": held_out}), "output_dir": absolute(settings.output_dir)}
+    if templates.is_file(settings.template):
+        changes["template"] = absolute(settings.template)
+    if settings.tokenizer.path:
+        changes["tokenizer"] = settings.tokenizer.model_copy(update={"path": absolute(settings.tokenizer.path)})
+    if find.is_folder(settings.model, config.file.parent):
+        changes["model"] = str(model_path.resolve())
+    if settings.init_from:
+        changes["init_from"] = str((opening.earlier_adapter(config) or opening.earlier_run(config).path).resolve())
+    return settings.model_copy(update=changes)
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    return {
+        "luthier": VERSION,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "threads": torch.get_num_threads(),
+        "model_folder": str(folder),
+        "base_sha256": weights.fingerprint(folder),
+        "began": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}",
+    }
+
+
+def _price_of_checkpointing(engine: Engine, prepared: Prepared, plan: Plan) -> str:
+    """What computing activations again costs, timed on a row of usual length, and what it is expected to save."""
+    row = prepared.train[int(prepared.lengths.argsort()[len(prepared.lengths) // 2])]
+    price, saved = engine.price_of_checkpointing([row]), plan.saved_bytes / 1e9
+    mode, tokens = engine.recomputing.mode, len(row.token_ids)
+    return f"gradient_checkpointing: {mode} takes {price:+.0%} time (on {tokens} tokens) and saves about {saved:.2g} GB"
+
+
+def _try_worst_update(run: RunFolder, engine: Engine, task: Task, plan: Plan, model_facts: ModelFacts, reporter: Reporter) -> None:
+    """Before the first update: does the largest one fit, and what does it take?"""
+    training = plan.settings.training
+    worst = [task.rows[place] for place in trial.worst_rows(task.lengths, int(training.batch_size))]
+    chosen = plan.settings.model_dump(include={"objective", "method", "training", *METHODS[plan.settings.method].blocks})
+    matters = {"settings": chosen, "facts": model_facts, "machine": plan.machine}
+    smaller = plan.next_step or f"training.micro_batch_tokens: {max(1, int(training.micro_batch_tokens) // 2)}"
+    measured = trial.measure(engine, worst, trial.trial_file(files.home(), matters, worst), smaller, task.forward_backward)
+    tell(run, reporter, measured.line(sum(plan.memory_bytes.values())))
+
+
+def train(run: RunFolder, engine: Engine, plan: Plan, prepared: Prepared, task: Task, place: Place, reporter: Reporter) -> None:
+    """Every update after `place`. Raises Interrupted where a signal ended it; the state is saved then."""
+    settings = plan.settings
+    training = settings.training
+    course = loop.Course(
+        updates=plan.updates,
+        examples_seen=order.examples_of_run(len(task.rows), int(training.batch_size), training.num_train_epochs, training.max_steps),
+        batch_size=int(training.batch_size),
+        learning_rate=float(training.learning_rate),
+        lr_scheduler_type=training.lr_scheduler_type,
+        warmup_steps=schedule.warmup_updates(plan.updates, training.warmup_steps, training.warmup_ratio),
+        seed=settings.seed,
+        num_cycles=training.num_cycles,
+        decay_steps=schedule.decay_updates(plan.updates, training.decay_steps, training.decay_ratio),
+    )
+
+    def save(step: int) -> None:
+        checkpoint.save(run, engine, dataclasses.replace(place, step=step), keep=training.save_total_limit)
+
+    def skip(skipped: loop.Skipped) -> None:
+        run.add_skipped(skipped.step, skipped.rows)
+        tell(run, reporter, str(skipped))
+
+    def spare() -> AbstractContextManager[object]:
+        say = functools.partial(tell, run, reporter)
+        return frozen.cached(engine, prepared.train, run.path, say) if training.cache_frozen_layers else nullcontext()
+
+    with spare(), reporter.bar("training", course.updates) as bar, stopping_on_signals() as stop:
+        watching = [
+            watchers.first_update_teller(run, engine, reporter),
+            run.add_step,
+            watchers.teller(bar, reporter, course.updates, training.logging_steps),
+            watchers.saver(save, settings, len(task.rows), course.updates),
+            watchers.evaluator(run, engine, prepared, task.measure, settings, course.updates, reporter),
+        ]
+        done = loop.fit(
+            engine,
+            task.rows,
+            course,
+            watching,
+            stop,
+            done=place.step,
+            on_skip=skip,
+            on_rows=run.add_rows if training.rows_file else None,
+            looks_at_weights=watchers.weights_seen_at(settings, len(task.rows), course.updates),
+            forward_backward=task.forward_backward,
+        )
+    if done < course.updates:
+        save(done)
+        run.say(f"stopped by signal {stop.signal} after step {done}")
+        raise Interrupted(run, done, stop.signal)
+
+
+def _restore(run: RunFolder, engine: Engine, expected: Place, reporter: Reporter) -> Place:
+    path, damaged = checkpoint.newest_whole(run)
+    for line in damaged:
+        reporter.say(f"not used: {line}")
+    place = checkpoint.load(path, engine)
+    checkpoint.check_same_run(place, expected, path)
+    run.forget_after(place.step)
+    reporter.say(f"resumed from {path}")
+    return place

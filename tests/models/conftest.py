@@ -1,0 +1,6 @@
+"""Helps the tests of this room to import what stands beside them."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

@@ -1,0 +1,40 @@
+"""Every type of PEFT that `method: peft` is promised for, with settings that are small enough for the tiny model."""
+
+from typing import Any
+
+# type: settings of its config beside the type
+TYPES: dict[str, dict[str, Any]] = {
+    "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 1},
+    "BEFT": {},
+    "BOFT": {},
+    "C3A": {"block_size": 16},
+    "DEFT": {"r": 4},
+    "DELORA": {"r": 4},
+    "FOURIERFT": {"n_frequency": 50},
+    "FROD": {"progressbar": False},
+    "GLORA": {"r": 4},
+    "GRALORA": {"r": 4},
+    "HIRA": {"r": 4},
+    "HRA": {"r": 4},
+    "IA3": {},
+    "LILY": {"r": 4},
+    "LN_TUNING": {},
+    "LOHA": {"r": 4},
+    "LOKR": {"r": 4},
+    "MISS": {"r": 8},
+    "OFT": {"oft_block_size": 8},
+    "OSF": {"effective_rank": 48},
+    "PEANUT": {"r": 4},
+    "PSOFT": {"r": 8},
+    "PVERA": {"r": 16},
+    "RANDLORA": {"r": 8},
+    "ROAD": {"group_size": 16},
+    "SHIRA": {"r": 4, "random_seed": 1},
+    "SUPERTUNING": {},
+    "TINYLORA": {},
+    "TRAINABLE_TOKENS": {"token_indices": [3, 4, 9]},
+    "UNILORA": {},
+    "VBLORA": {"vector_length": 16, "num_vectors": 8},
+    "VERA": {"r": 16},
+    "WAVEFT": {"n_frequency": 50},
+}
