@@ -119,9 +119,11 @@ def _example(tokenized: object) -> TokenizedExample:
 def _answers(engine: Engine, prompts: Sequence[list[int]], rows: Sequence[TokenizedExample], max_new_tokens: int) -> parity.Answers:
     @torch.no_grad()
     def logits(row: TokenizedExample) -> torch.Tensor:
-        # Only those that predict the answer: 40 whole rows of a vocabulary of 49,152 would be gigabytes.
-        first = max(row.trained.index(True) - 1, len(row.token_ids) - 1 - MOST_LOGITS)
-        found: torch.Tensor = engine.model(input_ids=torch.tensor([row.token_ids], device=engine.device), use_cache=False).logits[0, first:-1]
+        # Only those that predict the answer: 40 whole rows of a vocabulary of 49,152 would be gigabytes. From the end, as PEFT's forward
+        # may give logits for virtual tokens before the row.
+        predicting = min(len(row.token_ids) - row.trained.index(True), MOST_LOGITS)
+        logits_TV = engine.model(input_ids=torch.tensor([row.token_ids], device=engine.device), use_cache=False).logits[0]
+        found: torch.Tensor = logits_TV[-1 - predicting : -1]
         # A copy: a slice would keep the logits of the whole row alive.
         return found.to("cpu", torch.float32, copy=True)
 
