@@ -71,11 +71,9 @@ class Run:
 
 def fit(config: str | Path, overrides: list[str] | None = None, *, reporter: Reporter | None = None) -> Run:
     """Train as the YAML file `config` says. `overrides` are "section.name=value". Raises LuthierError for what a user can mend."""
-    from luthier.recipes import preference, sft
+    from luthier.recipes import training
 
-    read = load_config(config, overrides)
-    recipe = sft if read.settings.objective == "sft" else preference
-    return Run(recipe.fit(read, reporter).path)
+    return Run(training.fit(load_config(config, overrides), reporter).path)
 
 
 def load_config(config: str | Path, overrides: list[str] | None = None) -> Config:

@@ -219,6 +219,14 @@ def open_run(name: str, output_dir: Path = Path("runs")) -> RunFolder:
     for path in (Path(name), output_dir / name):
         if (path / "config.yaml").is_file():
             return RunFolder(path)
+    if (Path(name) / "adapter_config.json").is_file():
+        inside = is_run(str(Path(name).parent))
+        way_out = f"init_from: {name} in a luthier.yaml (method: lora) trains on from it, and that run can be talked to and exported"
+        raise RunError(
+            "holds an adapter, and is not a run folder (it has no config.yaml)",
+            where=name,
+            next_step=f"name its run: {Path(name).parent}" if inside else way_out,
+        )
     raise RunError(
         "is not a run folder (it has no config.yaml)",
         where=name,

@@ -115,6 +115,28 @@ def test_a_run_from_the_first_line_to_its_removal(call: Any, settings_file: Path
     assert not run.exists()
 
 
+def test_merged_adapters_are_the_exact_sum_and_what_comes_next_works(call: Any, settings_file: Path, tmp_path: Path) -> None:
+    run = call("train", settings_file, "--json").json["run"]
+    merged = call("merge", f"{run}:0.5", f"{run}:0.5", "--to", "both")
+    said, following = merged.out.splitlines()
+    assert said.endswith("combined by cat")
+    assert following.startswith(f"Next: init_from: {tmp_path}/both in a luthier.yaml")
+    for verb in ("chat", "export", "eval"):
+        assert "holds an adapter, and is not a run folder" in call(verb, "both").problem
+    assert call("train", settings_file, f"init_from={tmp_path}/both").code == 0
+    assert "--density is 0" in call("merge", f"{run}:1", f"{run}:1", "--to", "nothing", "--how", "ties", "--density", "0").problem
+    assert "an adapter with itself" in " ".join(call("merge", "--help").out.replace("│", " ").split())
+
+
+def test_the_base_of_a_quantized_run_is_called_what_it_is(call: Any, settings_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = call("train", settings_file, "method=qlora", "--json").json["run"]
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    line = "base: a base in nf4, which the adapter was trained beside"
+    assert line in call("chat", run, "--compare").out
+    assert line not in call("chat", run).out
+    assert line in call("eval", run, "--data", "rows.jsonl").out
+
+
 def test_a_run_is_not_removed_without_a_yes(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "runs" / "one"
     run.mkdir(parents=True)

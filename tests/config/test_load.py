@@ -283,6 +283,7 @@ def test_what_is_of_use_together_is_not_refused(load: Any) -> None:
 
 WORDS = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1).map(str.strip).filter(lambda text: text and not text.endswith("%"))
 COUNT = st.integers(1, 20)
+NAMES = st.from_regex(r"[a-z_]{1,12}", fullmatch=True)
 SHARE = st.floats(1e-12, 0.99)
 SOURCES = st.fixed_dictionaries({"path": WORDS}, optional={"weight": SHARE, "format": st.just("alpaca"), "columns": st.dictionaries(WORDS, WORDS)})
 VALUES = {
@@ -298,7 +299,6 @@ VALUES = {
     "data.encoding": WORDS,
     "data.tree_paths": st.sampled_from(["best", "all"]),
     "data.reserve_for_generation": st.integers(0, 10**4),
-    "data.loss_on": st.sampled_from(["assistant", "last_assistant", "all"]),
     "data.max_length": st.just("auto") | st.integers(8, 10**6),
     "data.too_long": st.sampled_from(["error", "drop", "split", "truncate"]),
     "template": WORDS,
@@ -329,11 +329,11 @@ VALUES = {
     "lora.r": COUNT,
     "lora.lora_alpha": SHARE,
     "lora.lora_dropout": SHARE,
-    "lora.target_modules": WORDS | st.lists(WORDS, min_size=1),
+    "lora.target_modules": NAMES | st.lists(WORDS, min_size=1),
     "lora.layers_to_transform": st.lists(st.integers(0, 100)),
     "lora.use_rslora": st.booleans(),
-    "lora.rank_pattern": st.dictionaries(WORDS, COUNT),
-    "lora.alpha_pattern": st.dictionaries(WORDS, COUNT),
+    "lora.rank_pattern": st.dictionaries(NAMES, COUNT),
+    "lora.alpha_pattern": st.dictionaries(NAMES, COUNT),
     "lora.use_dora": st.booleans(),
     "lora.init_lora_weights": st.sampled_from(["default", "orthogonal"]),
     "lora.loraplus_lr_ratio": st.none() | st.floats(1, 64),
@@ -343,7 +343,7 @@ VALUES = {
     "training.max_steps": st.none() | COUNT,
     "training.learning_rate": st.just("auto") | SHARE,
     "training.lr_scheduler_type": st.sampled_from(["linear", "cosine", "constant", "cosine_with_restarts", "warmup_stable_decay"]),
-    "training.learning_rates": st.dictionaries(WORDS, st.sampled_from([0.1, 0.5, 16.0]), max_size=2),
+    "training.learning_rates": st.dictionaries(NAMES, st.sampled_from([0.1, 0.5, 16.0]), max_size=2),
     "training.warmup_ratio": SHARE,
     "training.weight_decay": SHARE,
     "training.adam_beta1": SHARE,
@@ -377,11 +377,11 @@ VALUES = {
     "seed": COUNT,
 }
 # Allowed beside some values of others only: each stands in a test of its own.
-CONDITIONAL = {"training.warmup_steps", "training.save_steps", "training.save_total_limit"}
+CONDITIONAL = {"data.loss_on", "training.warmup_steps", "training.save_steps", "training.save_total_limit"}
 CONDITIONAL |= {f"training.{name}" for name in ("num_cycles", "decay_ratio", "decay_steps", "neftune_noise_alpha", "label_smoothing_factor")}
 # Sections that the method `lora` does not read, with a value for each of their settings.
 OF_METHODS: dict[str, dict[str, Any]] = {
-    "qlora": {"quantization": "int8", "double_quant": False, "compute_dtype": "fp32"},
+    "qlora": {"quantization": "fp4", "double_quant": False, "compute_dtype": "fp32"},
     "bottleneck": {"kind": "houlsby", "reduction_factor": 8.0, "non_linearity": "gelu", "scaling": 2.0},
     "prefix": {"num_virtual_tokens": 5, "prefix_projection": True, "encoder_hidden_size": 32},
     "prompt": {"num_virtual_tokens": 5, "prompt_tuning_init_text": "Answer with JSON."},
@@ -452,6 +452,49 @@ def test_settings_written_and_read_again_are_the_same(tmp_path_factory: pytest.T
     file = tmp_path_factory.getbasetemp() / "config.yaml"
     file.write_text(settings_to_yaml(settings), encoding="utf-8")
     assert load_config(file).settings == settings
+
+
+@pytest.mark.parametrize("override", ["lora.r=8", "qlora.quantization=int8", "freeze.layers=0-3", "bottleneck.kind=houlsby", "peft.type=VERA"])
+def test_a_setting_of_another_method_is_refused_in_the_call_too(load: Any, override: str) -> None:
+    with pytest.raises(ConfigError, match="has no effect with method: prompt") as caught:
+        load("data: {train: rows.jsonl}\n", "method=prompt", override, head="model: m\n")
+    assert caught.value.where == f"command line: {override}"
+
+
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [
+        ("lora", "lora.target_modules=(q_proj"),
+        ("lora", "lora.rank_pattern={'(q': 4}"),
+        ("lora", "training.learning_rates={'(q': 2.0}"),
+        ("ia3", "ia3.target_modules=(k"),
+        ("peft", "peft={type: LOHA, target_modules: '(q'}"),
+    ],
+)
+def test_a_broken_regular_expression_is_named(load: Any, method: str, setting: str) -> None:
+    with pytest.raises(ConfigError, match="is no regular expression"):
+        load("data: {train: rows.jsonl}\n", f"method={method}", setting, head="model: m\n")
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("LoRA", "method: lora"),
+        ("prefix_tuning", "method: prefix "),
+        ("p-tuning", "method: p_tuning"),
+        ("vera", "peft: {type: VERA}"),
+        ("qlorra", "method: qlora"),
+    ],
+)
+def test_a_method_by_another_name_is_answered_with_ours(load: Any, asked: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match="is not in this version") as caught:
+        load("data: {train: rows.jsonl}\n", f"method={asked}", head="model: m\n")
+    assert meant in caught.value.next_step
+
+
+def test_rows_of_added_tokens_cannot_be_frozen(load: Any) -> None:
+    with pytest.raises(ConfigError, match="would stay as they were drawn"):
+        load("data: {train: rows.jsonl}\n", "method=full", "freeze.embeddings=true", "tokenizer.add_special_tokens=[<x>]", head="model: m\n")
 
 
 def test_null_and_conditional_settings_are_written_and_read_again(load: Any, tmp_path: Path) -> None:

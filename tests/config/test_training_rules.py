@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from luthier.config.load import load_config, settings_to_yaml
+from luthier.config.preference import ROWS
 
 REFUSED = {
     # written below training                                     the setting           what is said
@@ -34,6 +35,19 @@ def test_noise_and_smoothing_are_for_answers_alone(refuse: Any, name: str) -> No
     assert f"{name} is for objective: sft" in refuse(f"objective: dpo\ntraining: {{{name}: 0.5}}\n").problem
 
 
+@pytest.mark.parametrize("loss_on", ["assistant", "last_assistant", "all"])
+@pytest.mark.parametrize("objective", ["sft", *ROWS])
+def test_what_is_trained_of_a_judged_row_is_no_choice(refuse: Any, load: Any, objective: str, loss_on: str) -> None:
+    if objective == "sft":
+        assert load("", f"data.loss_on={loss_on}").settings.data.loss_on == loss_on
+    else:
+        error = refuse(f"objective: {objective}\n", f"data.loss_on={loss_on}")
+        assert (error.problem, error.next_step) == (
+            f"objective: {objective} trains the answers that are judged, and nothing else",
+            "take loss_on out",
+        )
+
+
 @pytest.mark.parametrize(
     "block",
     [
@@ -54,3 +68,10 @@ def test_what_is_understood_is_written_and_read_again(load: Any, tmp_path: Any, 
 
 def test_schedule_free_keeps_its_rate(load: Any) -> None:
     assert load("training: {optim: schedule_free}\n").settings.training.lr_scheduler_type == "constant"
+
+
+@pytest.mark.parametrize("method", ["bottleneck", "prefix", "prompt", "p_tuning"])
+def test_a_method_that_changes_every_layer_keeps_none(refuse: Any, load: Any, method: str) -> None:
+    error = refuse(f"method: {method}\ntraining: {{cache_frozen_layers: true}}\n")
+    assert f"with method: {method} every layer" in error.problem
+    assert load("method: lora\ntraining: {cache_frozen_layers: true}\n").settings.training.cache_frozen_layers

@@ -165,6 +165,21 @@ REFUSED = {
     "poly": ({"type": "POLY"}, "number of its task", "method: lora"),
     "value": ({"type": "SHIRA", "r": 4000}, "PEFT refuses it", "mend its settings"),
     "layers": ({"type": "OFT", "target_modules": ["query"]}, "no linear layer query", "q_proj"),
+    "no tokens": ({"type": "TRAINABLE_TOKENS"}, "TRAINABLE_TOKENS needs token_indices", "{type: TRAINABLE_TOKENS, token_indices: [0, 1]}"),
+    "empty tokens": ({"type": "TRAINABLE_TOKENS", "token_indices": []}, "needs token_indices", "token_indices: [0, 1]"),
+    "a far token": ({"type": "TRAINABLE_TOKENS", "token_indices": [3, 9999]}, "token 9999 is not there: the embedding has", "ids from 0 to"),
+    "a negative token": ({"type": "TRAINABLE_TOKENS", "token_indices": [-1]}, "token_indices is [-1]", "whole numbers from 0"),
+    "adaption prompt": ({"type": "ADAPTION_PROMPT"}, "needs adapter_len and adapter_layers", "adapter_len: 10, adapter_layers: 2"),
+    "its layers": ({"type": "ADAPTION_PROMPT", "adapter_len": 4}, "needs adapter_layers", "adapter_len: 10, adapter_layers: 2"),
+    "oft's rank": ({"type": "OFT", "r": 8}, "OFT takes r or oft_block_size, which is 32", "oft_block_size: 0 beside r"),
+    "dropout": ({"type": "LOHA", "rank_dropout": 2}, "rank_dropout is 2", "below 1"),
+    "all dropped": ({"type": "VERA", "vera_dropout": 1.0}, "vera_dropout is 1.0", "below 1"),
+    "dropout in words": ({"type": "OFT", "module_dropout": "much"}, "module_dropout is 'much'", "a share"),
+    "pattern": ({"type": "LOHA", "rank_pattern": {"query": 2}}, "'query' matches no adapted layer", "q_proj"),
+    "pattern elsewhere": ({"type": "LOKR", "alpha_pattern": {"q_proj": 2}, "target_modules": ["v_proj"]}, "matches no", "adapted are: v_proj"),
+    "other pattern": ({"type": "FOURIERFT", "n_frequency": 50, "n_frequency_pattern": {"query": 2}}, "'query' matches no", "q_proj"),
+    "no expression": ({"type": "LOHA", "rank_pattern": {"(q": 2}}, "is no regular expression", "q_proj"),
+    "module": ({"type": "LOHA", "modules_to_save": ["score"]}, "no module score", "embed_tokens"),
 }
 
 
@@ -175,6 +190,15 @@ def test_what_peft_has_not_is_refused_with_the_nearest(name: str, tiny_model: Pa
         peft_methods.add(base(tiny_model), asked)
     assert problem in refusal.value.problem
     assert next_step in refusal.value.next_step
+
+
+def test_patterns_and_saved_modules_that_are_there_are_taken(tiny_model: Path) -> None:
+    asked = {"type": "LOHA", "r": 4, "rank_pattern": {"layers.0.*q_proj": 2}, "modules_to_save": ["norm"]}
+    shapes = {name: weight.shape for name, weight in peft_methods.add(base(tiny_model), asked).named_parameters() if weight.requires_grad}
+    ranks = {shape[1] for name, shape in shapes.items() if "q_proj.hada_w1_a" in name}
+    assert ranks == {2, 4}
+    assert any("modules_to_save" in name for name in shapes)
+    peft_methods.add(base(tiny_model), {"type": "OFT", "r": 8, "oft_block_size": 0, "module_dropout": 0.5})
 
 
 def change(folder: Path, how: Any) -> None:

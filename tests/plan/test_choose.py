@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from luthier.config.load import load_config
 from luthier.config.methods import BLOCKS
 from luthier.config.settings import Settings
 from luthier.errors import ConfigError
@@ -78,6 +79,31 @@ def test_full_training_that_does_not_fit_is_told_what_would(llama3_8b, laptop, a
     assert plan.next_step.startswith("training.optim: adamw_8bit, ")
     plan = resolve(settings(method="full", training={"precision": "bf16"}), llama3_8b, replace(laptop, memory_bytes=40 * 10**9), addresses)
     assert plan.next_step.startswith("method: lora, ")
+
+
+@pytest.mark.parametrize("optim", ["adamw", "muon"])
+@pytest.mark.parametrize("freeze", [None, {"layers": "0-3", "embeddings": True}])
+def test_the_advice_to_take_lora_can_be_taken(optim, freeze, llama3_8b, laptop, addresses, tmp_path):
+    machine = replace(laptop, memory_bytes=40 * 10**9)
+    written = {"model": "m", "data": {"train": "t.jsonl"}, "method": "full", "training": {"optim": optim, "precision": "bf16"}}
+    written |= {"freeze": freeze} if freeze else {}
+    plan = resolve(Settings.model_validate(written), llama3_8b, machine, addresses)
+    *changes, checkpointing = plan.next_step.partition(" (")[0].split(", ")
+    assert changes[0] == "method: lora"
+    assert ("no freeze" in changes, "training.optim: adamw" in changes) == (freeze is not None, optim == "muon")
+    if "no freeze" in changes:
+        del written["freeze"]
+    named = [change.split(": ") for change in [*changes, *checkpointing.split(" and ")] if change != "no freeze"]
+    file = tmp_path / "luthier.yaml"
+    file.write_text(json.dumps(written), encoding="utf-8")
+    assert resolve(load_config(file, [f"{name}={value}" for name, value in named]).settings, llama3_8b, machine, addresses).fits
+
+
+def test_the_advice_to_take_qlora_can_be_taken_beside_fp8(llama3_8b, laptop, addresses):
+    plan = resolve(
+        settings(lora={"r": 8}, training={"precision": "bf16", "frozen_base": "fp8"}), llama3_8b, replace(laptop, memory_bytes=9 * 10**9), addresses
+    )
+    assert plan.next_step.startswith("method: qlora, training.frozen_base: bf16 and ")
 
 
 def test_fp16_is_chosen_where_it_was_measured_to_be_faster(smollm2, addresses):
@@ -160,8 +186,20 @@ def test_dropout_ends_sharing_and_costs_time(smollm2, laptop, addresses):
     assert dropped.seconds > 1.4 * shared.seconds
 
 
+@pytest.mark.parametrize(("given", "shared"), [({"vera_dropout": 0.1}, False), ({"module_dropout": 0.2}, False), ({"vera_dropout": 0.0}, True)])
+def test_dropout_of_a_method_of_peft_ends_sharing_too(given, shared, smollm2, laptop, addresses):
+    plan = resolve(settings(method="peft", peft={"type": "VERA", **given}), smollm2, laptop, addresses)
+    assert (plan.memory_bytes["shared prefix"] > 0) == shared
+
+
+def test_dropout_of_virtual_tokens_is_drawn_once_an_update_and_ends_no_sharing(smollm2, laptop, addresses):
+    encoder = {"encoder_reparameterization_type": "LSTM", "encoder_dropout": 0.1}
+    plan = resolve(settings(method="p_tuning", p_tuning=encoder), smollm2, laptop, addresses)
+    assert plan.memory_bytes["shared prefix"] > 0
+
+
 def test_too_large_by_its_micro_batch_names_the_size_that_fits(smollm2, laptop):
-    machine = replace(laptop, memory_bytes=3_000_000_000)
+    machine = replace(laptop, memory_bytes=3_300_000_000)
     long_rows = DataShape(2_000, 2_000_000, 500_000, 1_000, 0, 50)
     plan = resolve(settings(training={"batch_size": 16, "micro_batch_tokens": 4096}), smollm2, machine, long_rows)
     assert not plan.fits
@@ -172,7 +210,7 @@ def test_too_large_by_its_micro_batch_names_the_size_that_fits(smollm2, laptop):
 
 def test_told_how_much_memory_there_is_the_plan_cuts_until_the_run_fits(smollm2, laptop):
     long_rows = DataShape(2_000, 2_000_000, 500_000, 1_000, 0, 50)
-    for given, chosen in ((None, 4096), ("4 GB", 2048), ("3GB", 1024)):
+    for given, chosen in ((None, 4096), ("4.2 GB", 2048), ("3GB", 1024)):
         plan = resolve(settings(training={"batch_size": 16}, max_memory=given), smollm2, laptop, long_rows)
         assert plan.fits
         assert plan.settings.training.micro_batch_tokens == chosen
@@ -187,6 +225,12 @@ def test_a_run_that_does_not_fit_is_refused_with_the_way_out(smollm2, laptop, ad
         plan.require_room()
     known = resolve(settings(max_memory=plan.next_step.rpartition(" ")[2]), smollm2, laptop, addresses)
     assert known.fits, "the advice must really help"
+
+
+@pytest.mark.parametrize("asked", [{"method": "full", "freeze": {"layers": "0-30"}}, {"lora": {"layers_to_transform": [30]}}])
+def test_a_layer_that_is_not_there_is_refused_by_the_plan(smollm2, laptop, addresses, asked):
+    with pytest.raises(ConfigError, match="layer 30 is not there: this model has 30"):
+        resolve(settings(**asked), smollm2, laptop, addresses)
 
 
 def test_too_large_by_its_number_format_names_bf16(llama3_8b, laptop, addresses):

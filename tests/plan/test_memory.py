@@ -29,7 +29,7 @@ def test_the_parts_of_a_run(smollm2):
     assert cost["adapter and optimizer"] == 78_151_680
     assert cost["shared prefix"] == 0
     # A prototype of this run with micro-batches of 1,000 tokens peaked at 2.2 GB.
-    assert 1.6e9 < sum(cost.values()) < 2.6e9
+    assert 2.2e9 < sum(cost.values()) < 2.8e9
 
 
 def test_twice_the_tokens_need_twice_the_activations_and_nothing_else(smollm2):

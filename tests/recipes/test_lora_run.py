@@ -216,6 +216,54 @@ def test_an_exported_adapter_says_who_cannot_read_it(case: str, write: Write) ->
     listener = Listener()
     _, certificate = handover.export(run, "adapter", listener)
     assert certificate.passed
+    readers = "peft" if case == "dora" else "peft, vllm, sglang, lorax, llama.cpp"
+    method = "dora" if case == "dora" else "lora"
+    assert f"adapters of method: {method} are read by luthier, {readers}; for others: export --to merged" in listener.lines
     said = [line for line in listener.lines if "do not read" in line]
     assert len(said) == len(words)
     assert all(word in line for word, line in zip(words, said, strict=True))
+
+
+OWN = {
+    "pissa": (["lora.init_lora_weights=pissa"], 8, 1),
+    "pissa on 4 bits": (["method=qlora", "lora.init_lora_weights=pissa"], 8, 1),
+    "loftq on 4 bits": (["method=qlora", "lora.init_lora_weights=loftq"], 4, 0),
+    "eva": (["lora.init_lora_weights=eva"], 4, 0),
+}
+
+
+@pytest.mark.parametrize("start", OWN)
+def test_a_run_goes_on_with_the_settings_that_it_was_made_with(start: str, write: Write) -> None:
+    own, rank, notes = OWN[start]
+    old = sft.fit(write(ROWS, "training.max_steps=2", *own))
+    listener = Listener()
+    new = sft.fit(write(ROWS, *own, f"init_from={old.path}", "training.max_steps=2"), listener)
+    assert (config_of(new)["r"], load_config(new.config).settings.lora.r) == (rank, rank)
+    said = [line for line in listener.lines if line.startswith("init_from")]
+    assert len(said) == notes
+    assert all("began at pissa and is plain LoRA now: the adapter has twice the rank (8), and all of it is trained" in line for line in said)
+    with pytest.raises(ConfigError, match=rf"lora\.r is 3 and the adapter in .* was made with {rank}"):
+        session.with_earlier_adapter(write(ROWS, *own, f"init_from={old.path}", "lora.r=3"))
+
+
+def test_column_lengths_are_not_taken_out_of_an_earlier_adapter(write: Write) -> None:
+    old = sft.fit(write(ROWS, "training.max_steps=1", "method=dora"))
+    with pytest.raises(ConfigError, match=r"lora\.use_dora is False and the adapter in .* was made with True"):
+        session.with_earlier_adapter(write(ROWS, f"init_from={old.path}", "lora.use_dora=false"))
+
+
+def test_another_base_below_an_earlier_adapter_is_said(write: Write) -> None:
+    def said(*overrides: str) -> list[str]:
+        config = session.with_earlier_adapter(write(ROWS, f"init_from={old.path}", *overrides))
+        return [line.partition(" was trained ")[2] for line in config.notes if "was trained" in line]
+
+    old = sft.fit(write(ROWS, "training.max_steps=1", name="plain"))
+    assert said() == []
+    assert said("method=qlora")[0].startswith("beside an unquantized base and goes on beside a base in nf4: ")
+    listener = Listener()
+    old = sft.fit(write(ROWS, "training.max_steps=1", "method=qlora", f"init_from={old.path}", name="quantized"), listener)
+    assert any("goes on beside a base in nf4" in line for line in listener.lines)
+    assert said("method=qlora") == []
+    assert said()[0].startswith("beside a base in nf4 and goes on beside an unquantized base")
+    assert "beside a base in int8" in said("method=qlora", "qlora.quantization=int8")[0]
+    assert "a base in nf4 without double_quant" in said("method=qlora", "qlora.double_quant=false")[0]

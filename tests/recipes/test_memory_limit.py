@@ -21,15 +21,16 @@ def train(folder: Path, home: Path, *settings: str) -> subprocess.CompletedProce
 
 @pytest.fixture
 def long_rows(tmp_path: Path) -> Path:
-    """Rows of about 1,200 tokens, all of which are trained."""
-    rows = [{"text": f"Row {number}. " + " ".join(WORDS[(number + place) % len(WORDS)] for place in range(1150))} for number in range(32)]
+    """Rows of about 150 to 1,200 tokens, all of which are trained."""
+    lengths = [150 + 33 * (7 * number % 32) for number in range(32)]
+    rows = [{"text": f"Row {row}. " + " ".join(WORDS[(row + place) % len(WORDS)] for place in range(words))} for row, words in enumerate(lengths)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return tmp_path
 
 
 @pytest.mark.slow
 def test_told_that_3_gb_are_free_a_run_stays_below(default_model: Path, long_rows: Path) -> None:
-    done = train(long_rows, default_model.parents[1], "max_memory=3GB", "training.batch_size=8", "training.max_steps=3", "training.precision=bf16")
+    done = train(long_rows, default_model.parents[1], "max_memory=3GB", "training.batch_size=4", "training.max_steps=6", "training.precision=bf16")
     assert done.returncode == 0, done.stderr
     run = next((long_rows / "runs").iterdir())
     plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))

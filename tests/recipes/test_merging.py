@@ -8,14 +8,16 @@ from typing import Any
 import peft
 import pytest
 import torch
+from conftest_runs import Listener, Write, chat_row
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from luthier.config.adapters import LoraSettings
+from luthier.config.load import load_config
 from luthier.errors import CallError, ModelError, RunError
 from luthier.models import adapters, load, lora
-from luthier.recipes import merging
-from luthier.run_folder import RunFolder
+from luthier.recipes import merging, sft
+from luthier.run_folder import RunFolder, open_run
 
 IDS = torch.tensor([[5, 60, 7, 320, 44]])
 
@@ -76,7 +78,7 @@ def test_cat_is_the_weighted_sum_of_what_they_add_whatever_their_ranks(one: Path
 
 
 def test_linear_weighs_each_with_its_share(one: Path, tmp_path: Path) -> None:
-    """The same adapter twice: A and B are each (sqrt 0.7 + sqrt 0.3) times what they were."""
+    """The same adapter twice: A and B are each (sqrt 0.7 + sqrt 0.3) times what they were, and half and half is twice the adapter."""
     both = deltas(merging.merge([f"{one}:0.7", f"{one}:0.3"], tmp_path / "both", "linear"))
     factor = (0.7**0.5 + 0.3**0.5) ** 2
     for name, delta in deltas(one).items():
@@ -98,7 +100,7 @@ def test_the_folder_is_that_of_an_ordinary_adapter(one: Path, other: Path, tiny_
     assert {path.name for path in folder.iterdir()} == {path.name for path in one.iterdir()}
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == str(tiny_model)
-    assert config["r"] == 4
+    assert config["r"] == 8  # cat: the ranks add up
     assert len(load_file(folder / "adapter_model.safetensors")) == len(load_file(one / "adapter_model.safetensors"))
     adapters.load_adapter(load.load_model(tiny_model, "fp32", "cpu"), folder, trainable=True)
 
@@ -125,7 +127,7 @@ def test_adapters_of_two_bases_are_refused_with_both_named(one: Path, tiny_model
 def test_two_ranks_need_cat(one: Path, tiny_model: Path, tmp_path: Path) -> None:
     wide = stored(tiny_model, tmp_path / "wide", 4, r=8)
     with pytest.raises(ModelError, match=r"linear takes adapters of one rank, and these have 4 and 8[\s\S]*--how cat"):
-        merging.merge([f"{one}:0.5", f"{wide}:0.5"], tmp_path / "both")
+        merging.merge([f"{one}:0.5", f"{wide}:0.5"], tmp_path / "both", "linear")
 
 
 @pytest.mark.parametrize(
@@ -164,3 +166,39 @@ def test_nothing_is_overwritten(one: Path, other: Path) -> None:
 def test_a_name_that_is_nothing_is_said(one: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a run folder"):
         merging.merge([f"{one}:1", "nothing-here:1"], tmp_path / "both")
+
+
+def test_half_and_half_of_one_adapter_is_that_adapter(one: Path, tmp_path: Path) -> None:
+    both = deltas(merging.merge([f"{one}:0.5", f"{one}:0.5"], tmp_path / "both"))
+    for name, delta in deltas(one).items():
+        assert torch.allclose(both[name], delta, atol=1e-6)
+
+
+@pytest.mark.parametrize(("weight", "density", "said"), [(0, 0.5, "every weight is 0"), (1, 0.0, "density is 0"), (1, 1.5, "density is 1.5")])
+def test_a_sum_of_nothing_is_refused(weight: float, density: float, said: str, one: Path, other: Path, tmp_path: Path) -> None:
+    with pytest.raises(CallError, match=said):
+        merging.merge([f"{one}:{weight}", f"{other}:{weight}"], tmp_path / "both", "ties", density)
+    assert not (tmp_path / "both").exists()
+
+
+def test_bases_that_were_quantized_differently_are_said(write: Write, tmp_path: Path) -> None:
+    rows = [chat_row(place) for place in range(4)]
+    plain, quantized = (sft.fit(write(rows, f"method={method}", name=method)) for method in ("lora", "qlora"))
+    listener = Listener()
+    merging.merge([f"{plain.path}:1", f"{quantized.adapter}:1"], tmp_path / "both", reporter=listener)
+    words = f"trained beside different bases: {plain.adapter} beside an unquantized base and {quantized.adapter} beside a base in nf4"
+    assert words in listener.lines
+    listener.lines.clear()
+    merging.merge([f"{plain.path}:1", f"{plain.path}:1"], tmp_path / "same", reporter=listener)
+    assert listener.lines == []
+
+
+def test_what_it_wrote_can_be_gone_on_from_and_is_called_what_it_is(one: Path, other: Path, write: Write, tmp_path: Path) -> None:
+    folder = merging.merge([f"{one}:0.5", f"{other}:0.5"], tmp_path / "both")
+    with pytest.raises(RunError, match=rf"holds an adapter, and is not a run folder[\s\S]*init_from: {folder} in a luthier.yaml"):
+        open_run(str(folder))
+    config = write([chat_row(place) for place in range(4)], f"init_from={folder}", "lora.r=8", "training.max_steps=1")
+    run = sft.fit(config)
+    assert load_config(run.config).settings.lora.r == 8
+    with pytest.raises(RunError, match=rf"name its run: {run.path}"):
+        open_run(str(run.adapter))

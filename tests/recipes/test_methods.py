@@ -152,3 +152,33 @@ def test_a_wrong_type_is_refused_before_anything_is_loaded(tmp_path: Path) -> No
     config = config_of("vera", tmp_path, tmp_path / "no-model", ROWS, "peft={type: VERRA}")
     with pytest.raises(ConfigError, match=r"PEFT has no type VERRA\n.*did you mean VERA"):
         sft.fit(config)
+
+
+def test_another_adapter_of_peft_than_the_earlier_one_is_refused(tmp_path: Path, tiny_model: Path) -> None:
+    def again(*overrides: str) -> Config:
+        return config_of("vera", tmp_path / "new", tiny_model, ROWS, f"init_from={old.path}", "training.max_steps=1", *overrides)
+
+    old = sft.fit(config_of("vera", tmp_path / "old", tiny_model, ROWS, "training.max_steps=1"))
+    for override, words in {
+        "peft={type: VERA, r: 8}": r"peft\.r is 8 and the adapter in .* was made with 16",
+        "peft={type: VERA, r: 16, target_modules: [q_proj]}": r"peft\.target_modules is \['q_proj'\] and .* without it \(type: VERA, r: 16\)",
+        "peft={type: LOHA, r: 4}": r"peft\.type is LOHA and the adapter in .* was made with VERA",
+        "peft.target_modules=[q_proj]": r"peft\.target_modules is \['q_proj'\]",
+    }.items():
+        with pytest.raises(ConfigError, match=words) as refused:
+            session.with_earlier_adapter(again(override))
+        assert refused.value.where == f"command line: {override}"
+    for same in ((), ("peft={type: vera, r: 16}",), ("peft={type: VERA}",)):
+        assert session.with_earlier_adapter(again(*same)).settings.peft == {"type": "VERA", "r": 16}
+
+
+def test_a_folder_of_another_kind_than_lora_is_gone_on_from_by_its_run(learned: RunFolder, tmp_path: Path, tiny_model: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"goes on from a run\n[\s\S]*init_from: RUN, the run that trained it \({learned.path}\)"):
+        session.with_earlier_adapter(config_of("bottleneck", tmp_path, tiny_model, ROWS, f"init_from={learned.adapter}"))
+
+
+@pytest.mark.parametrize(("name", "readers"), [("bottleneck", "luthier"), ("ia3", "luthier, peft; for others: export --to merged")])
+def test_an_exported_adapter_says_which_programs_read_it(name: str, readers: str, tmp_path: Path, tiny_model: Path) -> None:
+    listener = Listener()
+    handover.export(sft.fit(config_of(name, tmp_path, tiny_model, ROWS, "training.max_steps=1")), "adapter", listener)
+    assert f"adapters of method: {name} are read by {readers}" in listener.lines

@@ -26,7 +26,7 @@ def test_every_auto_has_a_value_and_a_reason(write: Write) -> None:
     resolved = {choice.name: choice for choice in plan.resolved}
     assert resolved.keys() == {
         *("data.max_length", "evaluation.max_new_tokens"),
-        *(f"training.{name}" for name in ("batch_size", "learning_rate", "precision", "gradient_checkpointing", "compile")),
+        *(f"training.{name}" for name in ("batch_size", "learning_rate", "precision", "micro_batch_tokens", "gradient_checkpointing", "compile")),
     }
     assert all(choice.why for choice in plan.resolved)
     assert resolved["data.max_length"].value == 512
@@ -51,7 +51,7 @@ def test_the_plan_has_its_frozen_keys_and_is_that_of_the_run(write: Write) -> No
 def test_what_is_given_is_not_resolved(write: Write) -> None:
     plan = make_plan(write(ROWS))
     assert {choice.name for choice in plan.resolved} == {
-        *("data.max_length", "evaluation.max_new_tokens", "training.gradient_checkpointing", "training.compile")
+        *("data.max_length", "evaluation.max_new_tokens", "training.micro_batch_tokens", "training.gradient_checkpointing", "training.compile")
     }
     assert plan.updates == 4
 

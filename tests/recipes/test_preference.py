@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ from safetensors.numpy import load_file
 
 from luthier.config.load import Config, load_config
 from luthier.engine import opening
-from luthier.errors import DataError
-from luthier.recipes import evaluation, preference, sft
+from luthier.errors import ConfigError, DataError
+from luthier.recipes import evaluation, preference, sft, training
 from luthier.recipes.conversation import open_talk
 from luthier.recipes.planning import make_plan
-from luthier.reporting import Silent
+from luthier.records import TokenizedExample
+from luthier.reporting import Bar, Silent
 from luthier.run_folder import RunFolder
 from luthier.train import session
+from luthier.train.preference import judged_rows
 
 
 def pair(place: int) -> dict[str, Any]:
@@ -141,6 +145,94 @@ def test_a_reference_that_is_damaged_is_computed_again(write: Write) -> None:
     run.reference.write_bytes(whole[:40])
     preference.fit(load_config(run.config), resume=run)
     assert run.reference.read_bytes() == whole
+
+
+class Stopped(Listener):
+    """Ctrl-C as soon as a bar with this in its title begins."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self.title = title
+
+    @contextmanager
+    def bar(self, title: str, total: int) -> Iterator[Bar]:
+        if self.title in title:
+            raise KeyboardInterrupt
+        with super().bar(title, total) as bar:
+            yield bar
+
+
+def test_a_run_that_is_stopped_before_its_first_update_keeps_what_it_has_and_begins_again(write: Write) -> None:
+    config = config_of(write, "dpo")
+    straight = preference.fit(config)
+    with pytest.raises(KeyboardInterrupt):
+        preference.fit(config, Stopped("held-out rows before"))
+    run = RunFolder(next(folder for folder in straight.path.parent.iterdir() if folder != straight.path))
+    listener = Listener()
+    resumed = preference.fit(load_config(run.config), listener, resume=run)
+    assert resumed.path == run.path
+    assert "no checkpoint was written before the run was stopped: it begins at its first update again" in listener.lines
+    assert not any("training rows before" in line for line in listener.lines), "these were kept"
+    assert (resumed.adapter / "adapter_model.safetensors").read_bytes() == (straight.adapter / "adapter_model.safetensors").read_bytes()
+    assert run.reference.read_bytes() == straight.reference.read_bytes()
+    assert [row["loss"] for row in resumed.read_metrics("train")] == [row["loss"] for row in straight.read_metrics("train")]
+
+
+def test_a_run_that_begins_again_does_so_on_the_same_rows_only(write: Write) -> None:
+    config = config_of(write, "dpo")
+    with pytest.raises(KeyboardInterrupt):
+        preference.fit(config, Stopped("training"))
+    run = RunFolder(next((config.file.parent / "runs").iterdir()))
+    write_rows(config.file.parent / "train.jsonl", PAIRS[:8])
+    with pytest.raises(DataError, match="has changed since this run was trained on it"):
+        preference.fit(load_config(run.config), resume=run)
+
+
+@pytest.mark.parametrize("weight", [1, 3])
+def test_the_drift_is_measured_on_answers_to_other_prompts(write: Write, weight: int) -> None:
+    """Rows that were pairs stand side by side, and so do those that count several times."""
+    config = write(LABELED, "objective=kto", f"data.train=[{{path: train.jsonl, weight: {weight}}}]")
+    read, rows = session.read(config, Silent())
+    judged, _ = judged_rows(session.tokenize(read, rows, Silent()).prepared, "kto")
+    asked = {tuple(row.examples[0].token_ids[row.examples[0].trained.index(True) :]): prompt_of(row.examples[0]) for row in judged}
+    assert len(judged) == weight * len(LABELED)
+    for row in judged:
+        assert row.mismatched
+        answer = row.mismatched.token_ids[row.mismatched.trained.index(True) :]
+        of_answer = next(prompt for known, prompt in asked.items() if list(known[: len(answer)]) == answer)
+        assert prompt_of(row.mismatched) == prompt_of(row.examples[0]) != of_answer
+
+
+def prompt_of(example: TokenizedExample) -> list[int]:
+    return example.token_ids[: example.trained.index(True)]
+
+
+def test_one_prompt_for_all_rows_is_said_and_has_no_drift(write: Write) -> None:
+    rows = [{"prompt": "Greet me.", "completion": f"Hello {place}.", "label": place % 2 == 0} for place in range(8)]
+    listener = Listener()
+    run = preference.fit(write(rows, "objective=kto", "training.num_train_epochs=3"), listener)
+    assert [row["kl"] for row in metrics_of(run)] == [0.0] * 6
+    note = "note: all training rows have one prompt, so that kto's drift cannot be measured on another's answers; it is 0 there"
+    assert listener.lines.count(note) == 1
+    assert not any("held-out" in line for line in listener.lines), "nothing is held out"
+
+
+@pytest.mark.parametrize("kind", ["good", "bad"])
+def test_answers_of_one_kind_are_mentioned(write: Write, kind: str) -> None:
+    listener = Listener()
+    preference.fit(write([row for row in LABELED if row["label"] == (kind == "good")], "objective=kto", "training.max_steps=1"), listener)
+    other = "bad" if kind == "good" else "good"
+    assert f"note: every training row is labeled {kind}; kto learns from {other} answers too" in listener.lines
+
+
+@pytest.mark.parametrize("objective", ["sft", *OBJECTIVES])
+def test_a_recipe_refuses_the_objectives_of_the_other(write: Write, objective: str) -> None:
+    rows = [chat_row(place) for place in range(4)] if objective == "sft" else OBJECTIVES[objective][0]
+    config = write(rows, f"objective={objective}", "training.max_steps=1")
+    with pytest.raises(ConfigError, match=f"objective: {objective} was given to the recipe of ") as refused:
+        (preference.fit if objective == "sft" else sft.fit)(config)
+    assert refused.value.where == f"command line: objective={objective}"
+    assert ("rewards/chosen" in training.fit(config).read_metrics("train")[0].get("metrics", {})) == (objective != "sft")
 
 
 def test_a_whole_model_learns_from_pairs_too(write: Write) -> None:

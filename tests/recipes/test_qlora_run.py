@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest_runs import Write, chat_row, write_rows
+from conftest_runs import Listener, Write, chat_row, write_rows
 
 from luthier.config.load import Config, load_config
 from luthier.engine import opening
@@ -50,7 +50,11 @@ def test_it_learns_with_evaluations_in_between_answers_and_is_merged_exactly(kin
     run = train(write, kind=kind)
     losses = [row["loss"] for row in run.read_metrics("train")]
     assert losses[-1] < 0.6 * losses[0]
-    assert evaluation.evaluate(run, Silent()).models.keys() >= {"base", "tuned"}
+    listener = Listener()
+    scorecard = evaluation.evaluate(run, listener)
+    assert scorecard.models.keys() >= {"base", "tuned"}
+    assert scorecard.decoding["base"] == f"a base in {kind}"
+    assert conversation.about_base(run) == f"base: a base in {kind}, which the adapter was trained beside" == listener.lines[0]
     assert "".join(conversation.open_talk(run).ask(ROWS[0]["messages"][0]["content"]))
 
     trained = opening.open_trained(run, Silent(), "fp32")

@@ -11,7 +11,7 @@ import pytest
 from conftest_runs import Listener, Write, chat_row
 
 from luthier.engine import opening
-from luthier.errors import ConfigError
+from luthier.errors import ConfigError, RunError
 from luthier.recipes import sft
 from luthier.reporting import Silent
 from luthier.run_folder import RunFolder, list_runs
@@ -79,7 +79,7 @@ def test_another_attention_runs_plainly_and_says_so(write: Write, name: str) -> 
 def test_the_attention_that_is_asked_for_is_the_models(write: Write) -> None:
     from luthier.models import load
 
-    config = write(ROWS, "training.attn_implementation=eager", "training.gradient_checkpointing=off")
+    config = write(ROWS, "training.attn_implementation=eager", "training.gradient_checkpointing=off", "training.micro_batch_tokens=4096")
     engine = opening.start(config, config.settings, Path(config.settings.model), load.load_tokenizer(Path(config.settings.model)))
     assert engine.plain_reason == "attn_implementation: eager was asked for"
     assert engine.model.get_base_model().config._attn_implementation == "eager"
@@ -133,3 +133,17 @@ def test_the_log_says_when_the_first_update_began(write: Write) -> None:
     seconds = re.findall(r"the first update began ([\d.]+) s after the start of the program", log)
     assert len(seconds) == 1
     assert float(seconds[0]) > 0.5
+
+
+@pytest.mark.parametrize("setting", ["lora.target_modules=[zz]", "training.learning_rates={zz: 2.0}", "lora.rank_pattern={zz: 2}"])
+def test_settings_that_the_model_refuses_leave_no_run(write: Write, tmp_path: Path, setting: str) -> None:
+    config = write(ROWS, *FOUR, setting)
+    with pytest.raises(ConfigError):
+        sft.fit(config)
+    assert list(Path(config.beside(config.settings.output_dir)).iterdir()) == []
+
+
+def test_an_update_that_takes_more_than_max_memory_is_not_begun(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luthier.plan.memory.PROCESS_BYTES", 0)  # a plan that is far too low
+    with pytest.raises(RunError, match=r"one update took [\d.]+ GB, and max_memory is 100MB"):
+        sft.fit(write(ROWS, *FOUR, "max_memory=100MB"))

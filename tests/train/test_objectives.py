@@ -15,7 +15,7 @@ from trl_numbers import CASES, LABELS, ROWS, model_of, seen_of
 from luthier.config.preference import PreferenceSettings
 from luthier.engine import Engine
 from luthier.records import Judged, Source, TokenizedExample
-from luthier.train.objectives import Update, kto, sigmoid, weights_of
+from luthier.train.objectives import Sides, Update, kto, orpo, sigmoid, weights_of
 
 # python tests/train/trl_numbers.py, with TRL 1.16.0, torch 2.13.0 and transformers 5.23.0, on 2026-11-23.
 TRL = {
@@ -115,6 +115,19 @@ def test_an_update_of_good_answers_alone_says_nothing_of_bad_ones() -> None:
     update = Update(rows, "kto", weights_of(PreferenceSettings(), "kto"))
     update.loss([0, 1, 2], torch.tensor([-5.0, -6.0, -7.0], dtype=torch.float64))
     assert set(update.metrics) == {"rewards/chosen", "logps/chosen", "kl"}
+
+
+@pytest.mark.parametrize("certain", [0.0, 1e-9, -1e-17])
+def test_an_answer_that_is_certain_has_a_gradient(certain: float) -> None:
+    """Its odds are without end; 1e-9 is what rounding makes of it."""
+    logps = torch.tensor([certain, -20.0, -20.0, certain], dtype=torch.float64, requires_grad=True)
+    known, tokens = torch.zeros(2, dtype=torch.float64), torch.full((2,), 2.0, dtype=torch.float64)
+    losses = orpo(Sides(logps[:2], known, tokens), Sides(logps[2:], known, tokens), weights_of(PreferenceSettings(), "orpo"))
+    losses.sum().backward()
+    assert logps.grad is not None
+    assert torch.isfinite(losses).all()
+    assert torch.isfinite(logps.grad).all()
+    assert losses[0] < 1e-9 < losses[1]
 
 
 def test_smoothing_is_the_loss_of_both_ways_round() -> None:

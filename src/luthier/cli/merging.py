@@ -12,8 +12,8 @@ from luthier.errors import CallError
 
 
 class How(StrEnum):
-    linear = "linear"
     cat = "cat"
+    linear = "linear"
     ties = "ties"
     dare_linear = "dare_linear"
     dare_ties = "dare_ties"
@@ -23,9 +23,14 @@ def merge(
     adapters: Annotated[list[str], typer.Argument(help="RUN:WEIGHT or FOLDER:WEIGHT, two or more, all of one base.")],
     to: Annotated[Path, typer.Option(help="Folder of the new adapter.")],
     how: Annotated[
-        How, typer.Option(help="linear, cat (the exact sum; the ranks add up), ties, dare_linear or dare_ties (PEFT's add_weighted_adapter).")
-    ] = How.linear,
-    density: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the numbers that ties and dare keep (default: 0.5).")] = None,
+        How,
+        typer.Option(
+            help="cat: the exact weighted sum; the ranks add up. linear: A and B are summed by themselves, so the rank stays and the size is not "
+            "that of the weighted sum (an adapter with itself, 0.5 and 0.5, gives twice the adapter). ties, dare_linear, dare_ties: a share of "
+            "the numbers. As PEFT's add_weighted_adapter."
+        ),
+    ] = How.cat,
+    density: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the numbers that ties and dare keep, above 0 (default: 0.5).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Combine several LoRA adapters of one base into one.
@@ -43,3 +48,4 @@ def merge(
         print_json({"adapter": str(folder)})
         return
     terminal.say(f"{folder}: {' + '.join(adapters)}, combined by {how}")
+    terminal.say(f"Next: init_from: {folder.resolve()} in a luthier.yaml of this base trains on from it; plain PEFT loads it as it is")

@@ -76,10 +76,9 @@ def train(
     loaded = load_config(stopped.config if stopped else Path(str(config)), overrides)
     terminal = Terminal(quiet=as_json)
     with heavy_imports():
-        from luthier.recipes import preference, sft
+        from luthier.recipes import training
 
-    fit = sft.fit if loaded.settings.objective == "sft" else preference.fit
-    run = fit(loaded, terminal, resume=stopped)
+    run = training.fit(loaded, terminal, resume=stopped)
     if as_json:
         print_json({"run": str(run.path), run.trained.name: str(run.trained), "report": str(run.report)})
         return
@@ -137,6 +136,8 @@ def chat(
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
     voices = ["base", "tuned"] if compare else ["base" if base else "tuned"]
     talk = conversation.open_talk(folder, terminal, system=system, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or ())
+    if "base" in voices and (line := conversation.about_base(folder)):
+        terminal.say(line)
     if prompt is not None:
         _answer(talk, prompt, voices)
         return

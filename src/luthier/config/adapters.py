@@ -3,11 +3,23 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from luthier.config.section import Section, Text
 
-Targets = Text | Annotated[list[Text], Field(min_length=1)]
+
+def check_expression(text: str) -> str:
+    """The text, where it is a regular expression; else ValueError."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is no regular expression ({error})") from error
+    return text
+
+
+# A name is an expression too.
+Expression = Annotated[Text, AfterValidator(check_expression)]
+Targets = Expression | Annotated[list[Text], Field(min_length=1)]
 
 
 class LoraSettings(Section):
@@ -22,8 +34,8 @@ class LoraSettings(Section):
     layers_to_transform: list[Annotated[int, Field(ge=0)]] = Field(
         [], description="numbers of the layers that get an adapter, from 0; []: all (those below the lowest are frozen whole)"
     )
-    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field({}, description="another r for some layers: {name or regular expression: r}")
-    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field({}, description="another lora_alpha for some layers, as rank_pattern")
+    rank_pattern: dict[Expression, Annotated[int, Field(ge=1)]] = Field({}, description="another r for some layers: {name or regular expression: r}")
+    alpha_pattern: dict[Expression, Annotated[float, Field(gt=0)]] = Field({}, description="another lora_alpha for some layers, as rank_pattern")
     use_rslora: bool = Field(False, description="scale by lora_alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv:2312.03732)")
     use_dora: bool = Field(False, description="also train the length of each weight column (Liu 2024, arXiv:2402.09353); method: dora for short")
     init_lora_weights: Literal["default", "pissa", "olora", "eva", "orthogonal", "loftq"] = Field(

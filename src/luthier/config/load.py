@@ -390,15 +390,13 @@ def _check_together(settings: Settings, places: Mapping[str, str], file: Path) -
 
     method = METHODS.get(settings.method)
     if method is None:
-        close = difflib.get_close_matches(settings.method, METHODS, n=1)
-        refuse(
-            "method", f"method {settings.method!r} is not in this version", f"method: {close[0] if close else 'lora'} (known: {', '.join(METHODS)})"
-        )
+        refuse("method", f"method {settings.method!r} is not in this version", _nearest_method(settings.method))
         return
     for block in BLOCKS - set(method.blocks):
-        if block in places:
+        if place := next((place for name, place in places.items() if name == block or name.startswith(f"{block}.")), None):
             owner = next(name for name, other in METHODS.items() if block in other.blocks)
-            refuse(block, f"the block {block}: has no effect with method: {settings.method}", f"take it out, or set method: {owner}")
+            problem = f"the block {block}: has no effect with method: {settings.method}"
+            raise ConfigError(problem, where=place, next_step=f"take it out, or set method: {owner}")
     for name in type(settings.preference).model_fields:
         if f"preference.{name}" in places and name not in preference.READ[settings.objective]:
             readers = " or ".join(objective for objective, read in preference.READ.items() if name in read)
@@ -413,6 +411,8 @@ def _check_together(settings: Settings, places: Mapping[str, str], file: Path) -
         )
     if method.quantized_base:
         _check_quantized(settings, refuse)
+    if settings.method == "full" and settings.freeze.embeddings and settings.tokenizer.add_special_tokens:
+        refuse("freeze.embeddings", "the rows of added tokens would stay as they were drawn", "freeze: {embeddings: false}, or add no tokens")
     training = settings.training
     if "training.save_steps" in places and training.save_strategy != "steps":
         refuse(
@@ -438,8 +438,20 @@ def _check_together(settings: Settings, places: Mapping[str, str], file: Path) -
         refuse("evaluation.every_steps", "every_steps has no effect with data.eval: null", "set data.eval: 5%, or take every_steps out")
 
 
+def _nearest_method(asked: str) -> str:
+    """What somebody means who asks for this method: one by another spelling, or a type of PEFT."""
+    plain = asked.lower().replace("-", "_").removesuffix("_tuning")
+    spelled = next((name for name in METHODS if name.removesuffix("_tuning") == plain), None)
+    close = [spelled] if spelled else difflib.get_close_matches(asked.lower(), METHODS, n=1, cutoff=0.8)
+    if close:
+        return f"method: {close[0]} (known: {', '.join(METHODS)})"
+    return f"known: {', '.join(METHODS)}; other methods of PEFT are method: peft with peft: {{type: {asked.upper()}}}"
+
+
 def _check_quantized(settings: Settings, refuse: Callable[[str, str, str], None]) -> None:
     """What a base in 4 or 8 bits cannot be."""
+    if settings.qlora.quantization.startswith("int8") and "double_quant" in settings.qlora.model_fields_set:
+        refuse("qlora.double_quant", f"double_quant has no effect with quantization: {settings.qlora.quantization}", "take it out")
     if settings.training.frozen_base == "fp8":
         refuse("training.frozen_base", f"fp8 goes with a base in bf16, and method: {settings.method} quantizes it", "training.frozen_base: bf16")
 

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from luthier.config.adapters import (
     BottleneckSettings,
+    Expression,
     FreezeSettings,
     Ia3Settings,
     LoraSettings,
@@ -13,6 +14,7 @@ from luthier.config.adapters import (
     PromptSettings,
     PTuningSettings,
     QloraSettings,
+    check_expression,
 )
 from luthier.config.checks import CheckSettings
 from luthier.config.data import DataSettings
@@ -40,7 +42,7 @@ class TrainingSettings(Section):
     num_train_epochs: float = Field(3, gt=0, description="passes over the training rows")
     max_steps: int | None = Field(None, ge=1, description="stop after this many updates, whatever num_train_epochs says")
     learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = Field("auto", description="peak rate, after warm-up")
-    learning_rates: dict[str, Annotated[float, Field(gt=0)]] = Field(
+    learning_rates: dict[Expression, Annotated[float, Field(gt=0)]] = Field(
         {}, description="other rates for some weights: {regular expression: factor on learning_rate}, {embed_tokens|lm_head: 0.1}"
     )
     lr_scheduler_type: Literal["linear", "cosine", "constant", "cosine_with_restarts", "warmup_stable_decay"] = Field(
@@ -174,6 +176,13 @@ class Settings(Section):
         """How many tokens the method puts before every row."""
         counts = {"prefix": self.prefix.num_virtual_tokens, "prompt": self.prompt.num_virtual_tokens, "p_tuning": self.p_tuning.num_virtual_tokens}
         return counts.get(self.method, 0)
+
+    @field_validator("peft")
+    @classmethod
+    def _names_layers(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(targets := value.get("target_modules"), str):
+            check_expression(targets)
+        return value
 
     @field_validator("tokenizer", mode="before")
     @classmethod

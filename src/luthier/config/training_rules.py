@@ -16,6 +16,13 @@ NOT_READ_BY = {
     "lion":       ("adam_epsilon",),
     "lion_8bit":  ("adam_epsilon",),
 }  # fmt: skip
+# method         why none of its layers gives the same throughout a run
+NEVER_FROZEN = {
+    "bottleneck":  "every layer is trained",
+    "prefix":      "every layer sees the virtual tokens, which are trained",
+    "prompt":      "every layer sees the virtual tokens, which are trained",
+    "p_tuning":    "every layer sees the virtual tokens, which are trained",
+}  # fmt: skip
 
 
 def clashes(settings: Settings, given: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
@@ -23,6 +30,9 @@ def clashes(settings: Settings, given: Mapping[str, str]) -> Iterator[tuple[str,
     yield from _of_schedule(settings, given)
     yield from _of_optimizer(settings, given)
     yield from _of_noise(settings, given)
+    yield from _of_frozen_layers(settings)
+    if settings.objective != "sft" and "data.loss_on" in given:
+        yield "data.loss_on", f"objective: {settings.objective} trains the answers that are judged, and nothing else", "take loss_on out"
 
 
 def _of_schedule(settings: Settings, given: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
@@ -57,3 +67,8 @@ def _of_noise(settings: Settings, given: Mapping[str, str]) -> Iterator[tuple[st
         yield "training.share_prefixes", "each row has noise of its own, so nothing is shared beside neftune_noise_alpha", "take one of the two out"
     if training.neftune_noise_alpha and training.cache_frozen_layers:
         yield "training.cache_frozen_layers", "beside neftune_noise_alpha the frozen layers give others at every update", "take one of the two out"
+
+
+def _of_frozen_layers(settings: Settings) -> Iterator[tuple[str, str, str]]:
+    if settings.training.cache_frozen_layers and (why := NEVER_FROZEN.get(settings.method)):
+        yield "training.cache_frozen_layers", f"with method: {settings.method} {why}, and nothing can be kept", "take it out"

@@ -170,7 +170,7 @@ def earlier_adapter(config: Config) -> Path | None:
         raise ConfigError(
             f"init_from: {folder} holds an adapter, and method: {config.settings.method} goes on from a run",
             where=config.given.get("init_from", str(config.file)),
-            next_step="method: lora, where it is a LoRA adapter",
+            next_step="init_from: RUN, the run that trained it" + (f" ({folder.parent})" if is_run(str(folder.parent)) else ""),
         )
     return folder
 
@@ -203,6 +203,30 @@ def earlier_settings(config: Config) -> dict[str, Any]:
         kept = kept.model_copy(update={"target_modules": run.lora.target_modules, "layers_to_transform": run.lora.layers_to_transform})
     # How fast B is trained is not the adapter's.
     return {"lora": kept.model_copy(update={"loraplus_lr_ratio": asked.lora.loraplus_lr_ratio})}
+
+
+def earlier_own_settings(config: Config) -> dict[str, Any]:
+    """What the run that `init_from` names was asked for under lora, where its adapter's file says another thing (a start that was saved as
+    plain LoRA); {} where it names no run, or another method."""
+    if "lora" not in METHODS[config.settings.method].blocks or earlier_adapter(config):
+        return {}
+    run = load_config(earlier_run(config).config).settings
+    return {**dict(run.lora), "use_dora": run.lora.use_dora or run.method == "dora"}
+
+
+def earlier_notes(config: Config, kept: dict[str, Any]) -> list[str]:
+    """What is no longer as it was for the adapter of the run that `init_from` names, a line each; `kept` is what the adapter was made with."""
+    if earlier_adapter(config):
+        return []
+    name, run = config.settings.init_from, load_config(earlier_run(config).config).settings
+    notes = []
+    if "lora" in kept and kept["lora"].r != run.lora.r:
+        how, rank = run.lora.init_lora_weights, kept["lora"].r
+        notes.append(f"init_from: {name} began at {how} and is plain LoRA now: the adapter has twice the rank ({rank}), and all of it is trained")
+    was, now = quantized.base_of(run), quantized.base_of(config.settings)
+    if was != now:
+        notes.append(f"init_from: {name} was trained beside {was} and goes on beside {now}: the model does not begin quite where it ended")
+    return notes
 
 
 def earlier_run(config: Config) -> RunFolder:

@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from luthier.errors import ModelError
 from luthier.models import adapters, weights
 
-# PEFT's names. `linear` sums A and B by themselves, so that their product also holds what each A does to another's B; `cat` sums the
-# products, exactly, and the ranks add up.
-HOW = ("linear", "cat", "ties", "dare_linear", "dare_ties")
+# PEFT's names. `cat` sums the products, exactly, and the ranks add up. `linear` sums A and B by themselves, each times the root of its weight,
+# so that their product also holds what each A does to another's B: half and half of one adapter with itself is twice that adapter.
+HOW = ("cat", "linear", "ties", "dare_linear", "dare_ties")
 SPARSE = ("ties", "dare_linear", "dare_ties")
 NAME = "default"  # what PEFT calls the adapter of a folder
 # What an adapter may train beside two low-rank matrices for each layer.

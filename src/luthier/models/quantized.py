@@ -47,6 +47,14 @@ def quantization_of(settings: Settings, precision: str | None = None) -> Quantiz
     return Quantization(asked.quantization, asked.double_quant, source=trained, compute=compute)
 
 
+def base_of(settings: Settings) -> str:
+    """What a run's adapter stands beside, in words: "a base in nf4", or "an unquantized base"."""
+    asked = quantization_of(settings)
+    if asked is None:
+        return "an unquantized base"
+    return f"a base in {asked.kind}" + (" without double_quant" if "4" in asked.kind and not asked.double_quant else "")
+
+
 def load_model(folder: Path, precision: str, device: str, quantization: Quantization | None) -> Any:
     """The folder's language model as load.load_model gives it, its linear layers quantized while they are read.
 

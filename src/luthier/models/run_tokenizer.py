@@ -48,12 +48,18 @@ def _other(config: Config) -> Path:
 
 
 def _check_trainable(config: Config, own: Any, tokenizer: Any) -> None:
-    if config.settings.method == "full" or config.settings.lora.modules_to_save or not vocabulary.between(own, tokenizer).replaced:
+    settings = config.settings
+    trained = not settings.freeze.embeddings if settings.method == "full" else bool(settings.lora.modules_to_save)
+    if trained or not vocabulary.between(own, tokenizer).replaced:
         return
+    ways_out = {
+        "full": "freeze: {embeddings: false}",
+        **dict.fromkeys(("lora", "dora", "qlora"), "add to lora: modules_to_save: [embed_tokens, lm_head]"),
+    }
     raise ConfigError(
-        "another tokenizer needs an embedding and a head that are trained and saved, and method: lora leaves them frozen",
+        f"another tokenizer needs an embedding and a head that are trained and saved, and method: {settings.method} leaves them frozen here",
         where=_where(config, "path"),
-        next_step="add to lora: modules_to_save: [embed_tokens, lm_head]   (or take tokenizer out)",
+        next_step=f"{ways_out.get(settings.method, 'method: full, or method: lora with modules_to_save')}   (or take tokenizer out)",
     )
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.config.adapters import FreezeSettings
 from luthier.config.preference import BETA, REFERENCED
 from luthier.config.section import bytes_of
 from luthier.config.settings import Settings
@@ -112,6 +113,7 @@ class Plan:
 def resolve(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape) -> Plan:
     """Fill every `auto` and count the cost. Raises ConfigError where a setting is impossible with this model."""
     check_max_length(settings, facts)
+    check_layers(settings, facts)
     choices = [
         max_length(settings, facts),
         batch_size(settings, facts, rows),
@@ -166,6 +168,15 @@ def room_for_rows(settings: Settings, facts: ModelFacts) -> int:
             next_step=f"{settings.method}.num_virtual_tokens: 20",
         )
     return room
+
+
+def check_layers(settings: Settings, facts: ModelFacts) -> None:
+    """Raises ConfigError where a layer is named that the model has not."""
+    for name, numbers in {"lora.layers_to_transform": settings.lora.layers_to_transform, "freeze.layers": settings.freeze.numbers()}.items():
+        if numbers and max(numbers) >= facts.layers:
+            raise ConfigError(
+                f"layer {max(numbers)} is not there: this model has {facts.layers}", where=name, next_step=f"numbers from 0 to {facts.layers - 1}"
+            )
 
 
 def max_length(settings: Settings, facts: ModelFacts) -> Resolved:
@@ -279,11 +290,14 @@ def cheapest_change(settings: Settings, facts: ModelFacts, machine: Machine, row
     if settings.method == "full":
         spelled = f"training.gradient_checkpointing: full and {spelled}"
         changes.append((f"training.optim: adamw_8bit, {spelled}", {**least, "training.optim": "adamw_8bit"}))
-        changes.append((f"method: lora, {spelled}", {**least, "method": "lora"}))
+        text, change = _to_lora(settings)
+        changes.append((f"{text}, {spelled}", {**least, **change}))
     elif settings.lora.r > 8:
         changes.append((f"lora.r: 8 and {spelled}", {**least, "lora.r": 8}))
     if settings.method == "lora":
-        changes.append((f"method: qlora and {spelled}", {**least, "method": "qlora"}))
+        fp8 = settings.training.frozen_base == "fp8"  # which is another way to make a frozen base small
+        text = "method: qlora, training.frozen_base: bf16" if fp8 else "method: qlora"
+        changes.append((f"{text} and {spelled}", {**least, "method": "qlora", "training.frozen_base": "bf16"}))
     for text, change in changes:
         if _fits(_replace(settings, change), facts, machine, rows):
             return text
@@ -291,6 +305,14 @@ def cheapest_change(settings: Settings, facts: ModelFacts, machine: Machine, row
     if settings.max_memory:
         return f"a smaller model, or max_memory: {math.ceil(needed / 1e8) / 10}GB"
     return f"a smaller model, or a machine with at least {_size(int(needed / USABLE_SHARE))}"
+
+
+def _to_lora(settings: Settings) -> tuple[str, dict[str, Any]]:
+    """`method: lora` in place of full, with all that only full reads: in words, and as a change."""
+    text, change = "method: lora", {"method": "lora", "freeze": FreezeSettings()}
+    if settings.training.optim == "muon":
+        text, change = f"{text}, training.optim: adamw", {**change, "training.optim": "adamw"}
+    return (f"{text}, no freeze" if "freeze" in settings.model_fields_set else text), change
 
 
 def _least_bytes(settings: Settings, least: dict[str, Any], facts: ModelFacts, rows: DataShape) -> int:
@@ -316,8 +338,12 @@ def _micro_batch(settings: Settings, rows: DataShape) -> int:
 
 
 def _prefix(settings: Settings, rows: DataShape) -> int:
-    """Tokens that are really shared: dropout and noise are drawn for each example, so nothing is shared beside them."""
-    drawn = settings.lora.lora_dropout or settings.training.neftune_noise_alpha
+    """Tokens that are really shared: dropout and noise are drawn for each example, so nothing is shared beside them.
+
+    (Dropout in the encoder of virtual tokens is drawn once an update, for all rows.)
+    """
+    of_peft = any(value for name, value in settings.peft.items() if name.endswith("dropout") and name != "encoder_dropout")
+    drawn = settings.lora.lora_dropout or settings.training.neftune_noise_alpha or of_peft
     return rows.shared_prefix_tokens if settings.training.share_prefixes and not drawn else 0
 
 

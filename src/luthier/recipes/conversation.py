@@ -4,10 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from luthier.config.load import load_config
+from luthier.config.methods import METHODS
 from luthier.data.tokenize import knows_system
 from luthier.engine import Engine, opening
 from luthier.engine.sampling import GREEDY, Sampling
 from luthier.errors import CallError, DataError
+from luthier.models import quantized
 from luthier.records import Turn
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder
@@ -50,6 +52,12 @@ class Talk:
             return
         self.base = self.base or opening.open_base(self.run, self.engine.tokenizer)
         yield from self._say(self.base, turns)
+
+
+def about_base(run: RunFolder) -> str:
+    """What answers as the base of a run, where that is not the model as it was fetched; else nothing."""
+    settings = load_config(run.config).settings
+    return f"base: {quantized.base_of(settings)}, which the adapter was trained beside" if METHODS[settings.method].quantized_base else ""
 
 
 def open_talk(

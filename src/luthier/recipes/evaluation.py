@@ -6,13 +6,15 @@ from pathlib import Path
 
 from luthier.config.data import DataSettings, SourceSettings
 from luthier.config.load import load_config
-from luthier.config.settings import EvaluationSettings
+from luthier.config.methods import METHODS
+from luthier.config.settings import EvaluationSettings, Settings
 from luthier.data import ledger, prepare
 from luthier.data.tokenize import prompt_ids
 from luthier.diagnose.report import write_report
 from luthier.engine import Engine, opening
 from luthier.errors import DataError, RunError
 from luthier.evaluate import metrics, questions
+from luthier.models import quantized
 from luthier.records import Conversation, Metric, Sample, Scorecard
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder
@@ -39,6 +41,8 @@ def evaluate(run: RunFolder, reporter: Reporter | None = None, *, data: str | No
     rows = _rows_of(data, settings.data, reporter) if data else _held_out(run)
     rows = rows[: asked.max_rows]
     metrics.check(asked.metrics, [row.answer for row in rows])
+    if METHODS[settings.method].quantized_base:
+        reporter.say(f"base: {quantized.base_of(settings)}, which the adapter was trained beside")
     engine = engine or opening.open_trained(run, reporter)
     rows = _that_fit(rows, engine, reporter)
 
@@ -53,13 +57,18 @@ def evaluate(run: RunFolder, reporter: Reporter | None = None, *, data: str | No
 
     scorecard = Scorecard(
         models={column.name: _scores(column, rows, asked.metrics) for column in columns},
-        decoding={"strategy": "greedy", "max_new_tokens": asked.max_new_tokens, "precision": settings.training.precision},
+        decoding={"strategy": "greedy", "max_new_tokens": asked.max_new_tokens, "precision": settings.training.precision, **_quantization(settings)},
         data={"source": data or "held-out rows of the run", "rows": len(rows), "base_rows": len(base_rows)},
     )
     run.write_scorecard(scorecard)
     run.write_samples([_sample(row, place, columns) for place, row in enumerate(base_rows[:SAMPLES])])
     write_report(run)
     return scorecard
+
+
+def _quantization(settings: Settings) -> dict[str, object]:
+    """What base and tuned model are kept in, where that is not the run's number format."""
+    return {"base": quantized.base_of(settings)} if METHODS[settings.method].quantized_base else {}
 
 
 def _held_out(run: RunFolder) -> list[Conversation]:

@@ -70,11 +70,19 @@ def export(
         bar.advance(2)
 
     certificate = parity.compare(before, after, artifact=target.name, engine="luthier fp32", precision=precision, onto=onto)
-    for line in lora.hindrances(target) if to == "adapter" else []:
+    for line in [_readers(config), *lora.hindrances(target)] if to == "adapter" else []:
         reporter.say(line)
     run.add_parity(certificate)
     write_report(run)
     return target, certificate
+
+
+def _readers(config: Config) -> str:
+    """Which programs read an adapter of the run's method."""
+    settings = config.settings
+    method = METHODS["dora" if settings.lora.use_dora else settings.method]
+    others = "; for others: export --to merged" if method.merges else ""
+    return f"adapters of method: {method.name} are read by {', '.join(('luthier', *method.engines))}{others}"
 
 
 def _onto(config: Config, to: str, onto: str | None) -> str:

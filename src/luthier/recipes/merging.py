@@ -8,22 +8,23 @@ from typing import Any
 from luthier import files
 from luthier.config.load import load_config
 from luthier.errors import CallError, RunError
-from luthier.models import adapters, combine, find, load, weights
+from luthier.models import adapters, combine, find, load, quantized, weights
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import open_run
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One adapter: its folder, its weight in the sum, and its base (name as written, and folder)."""
+    """One adapter: its folder, its weight in the sum, its base (name as written, and folder), and what it was trained beside, where known."""
 
     folder: Path
     weight: float
     base_name: str
     base: Path
+    beside: str
 
 
-def merge(parts: Sequence[str], to: Path, how: str = "linear", density: float = 0.5, reporter: Reporter | None = None) -> Path:
+def merge(parts: Sequence[str], to: Path, how: str = "cat", density: float = 0.5, reporter: Reporter | None = None) -> Path:
     """Combine adapters, each written RUN_OR_FOLDER:WEIGHT, into one adapter in PEFT's format in the folder `to`, which must not exist.
 
     `how` is one of models.combine.HOW. All must be of one base. Raises CallError for what is written wrongly, ModelError and RunError for
@@ -36,8 +37,15 @@ def merge(parts: Sequence[str], to: Path, how: str = "linear", density: float = 
         raise RunError("is there already, and nothing is overwritten", where=str(to), next_step="choose a folder that does not exist")
     if len(parts) < 2:
         raise CallError("two adapters or more are combined", where="luthier merge", next_step="luthier merge RUN:0.7 OTHER:0.3 --to FOLDER")
+    if not 0 < density <= 1:
+        raise CallError(f"--density is {density:g}", where="--density", next_step="above 0, and 1 at most (0.5 keeps half of the numbers)")
     read = [_part(text, reporter) for text in parts]
+    if not any(part.weight for part in read):
+        raise CallError("every weight is 0, and the sum is nothing", where="luthier merge", next_step="luthier merge RUN:0.7 OTHER:0.3 --to FOLDER")
     _check_one_base(read)
+    if len(trained_beside := {part.beside: part for part in read if part.beside}) > 1:
+        which = " and ".join(f"{part.folder} beside {part.beside}" for part in trained_beside.values())
+        reporter.say(f"trained beside different bases: {which}")
     combined = combine.combine(read[0].base, [(part.folder, part.weight) for part in read], how, density)
     files.make_folder(to.parent)
     adapters.save_adapter(combined, to, read[0].base_name, _tokenizer(read))
@@ -53,15 +61,17 @@ def _part(text: str, reporter: Reporter) -> Part:
     if not colon or not name or not abs(weight) < float("inf"):
         raise CallError(f"{text!r} names no adapter with a weight", where="luthier merge", next_step="RUN:0.7, or FOLDER:0.7")
     if (Path(name) / adapters.CONFIG).is_file():
-        folder, beside = Path(name), Path()
+        folder, place = Path(name), Path()
         base_name = str(files.read_json(folder / adapters.CONFIG).get("base_model_name_or_path") or "")
     else:
         run = open_run(name)
         if not run.adapter.is_dir():
             raise RunError("holds no adapter", where=str(run.path), next_step="name a run that has ended and trained one")
         config = load_config(run.config)
-        folder, beside, base_name = run.adapter, config.file.parent, config.settings.model
-    return Part(folder, weight, base_name, find.find(base_name, reporter, beside))
+        folder, place, base_name = run.adapter, config.file.parent, config.settings.model
+    made_by = folder.parent / "config.yaml"
+    beside = quantized.base_of(load_config(made_by).settings) if made_by.is_file() else ""
+    return Part(folder, weight, base_name, find.find(base_name, reporter, place), beside)
 
 
 def _check_one_base(parts: Sequence[Part]) -> None:

@@ -1,6 +1,7 @@
 """Teach a model which answers are better: pairs of a better and a worse answer (DPO, ORPO, SimPO), or answers that are labeled (KTO)."""
 
 from luthier.config.load import Config
+from luthier.config.preference import ROWS
 from luthier.diagnose.report import write_report
 from luthier.evaluate import metrics
 from luthier.plan import shape
@@ -16,6 +17,7 @@ def fit(config: Config, reporter: Reporter | None = None, *, title: str = "", re
     dpo and kto compare with the model as it is before the training: what it makes of every row is computed once and kept in the run folder.
     """
     reporter = reporter or Silent()
+    session.require_objective(config, set(ROWS))
     config, rows = session.read(config, reporter)
     asked = config.settings
     metrics.check(asked.evaluation.metrics, [row.answer for row in rows.held_out])
@@ -27,7 +29,7 @@ def fit(config: Config, reporter: Reporter | None = None, *, title: str = "", re
     plan = session.resolve(asked, ready, of_rows, reporter)
 
     run = resume or session.begin(config, plan, ready, len(judged), title)
-    engine = session.start(run, plan, ready, reporter)
+    engine = session.start(run, plan, ready, reporter, resume=resume is not None)
     task = preference.task(plan.settings, engine, prepared, run, reporter)
     place = session.place(run, plan, ready, engine, resume is not None, reporter)
     contract.write(run, ready.tokenizer, engine.stop_ids, prepared.rows.train)

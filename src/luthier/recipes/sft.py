@@ -16,6 +16,7 @@ def fit(config: Config, reporter: Reporter | None = None, *, title: str = "", re
     Broken data stops it before a model is fetched or loaded. `resume` goes on from that run's newest whole checkpoint.
     """
     reporter = reporter or Silent()
+    session.require_objective(config, {"sft"})
     config, rows = session.read(config, reporter)
     asked = config.settings
     metrics.check(asked.evaluation.metrics, [row.answer for row in rows.held_out])
@@ -26,7 +27,7 @@ def fit(config: Config, reporter: Reporter | None = None, *, title: str = "", re
     plan = session.resolve(asked, ready, of_rows, reporter)
 
     run = resume or session.begin(config, plan, ready, len(prepared.train), title)
-    engine = session.start(run, plan, ready, reporter)
+    engine = session.start(run, plan, ready, reporter, resume=resume is not None)
     place = session.place(run, plan, ready, engine, resume is not None, reporter)
     contract.write(run, ready.tokenizer, engine.stop_ids, prepared.rows.train)
     task = session.Task(prepared.train, prepared.lengths, lambda: (engine.held_out_loss(prepared.held_out), {}))

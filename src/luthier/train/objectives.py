@@ -13,6 +13,9 @@ from torch.nn.functional import logsigmoid
 from luthier.config.preference import BETA, PreferenceSettings
 from luthier.records import Judged, TokenizedExample
 
+# Of log-probability a token, in nats: the nearest to a certain answer that has finite odds.
+ALMOST_CERTAIN = -1e-12
+
 
 @dataclass(frozen=True, slots=True)
 class Sides:
@@ -81,7 +84,8 @@ def simpo(chosen: Sides, rejected: Sides, weights: Weights) -> Tensor:
 def orpo(chosen: Sides, rejected: Sides, weights: Weights) -> Tensor:
     """lambda * -log sigmoid(log odds(chosen) - log odds(rejected)), odds = p / (1 - p), p the mean probability of a token (Hong 2024,
     arXiv:2403.07691, eq. 4 and 7); the loss of the better answer (eq. 6) is added by `Update`."""
-    log_odds = [side.means_P - torch.log(-torch.expm1(side.means_P)) for side in (chosen, rejected)]
+    means = [side.means_P.clamp(max=ALMOST_CERTAIN) for side in (chosen, rejected)]
+    log_odds = [mean_P - torch.log(-torch.expm1(mean_P)) for mean_P in means]
     return -weights.orpo_weight * logsigmoid(log_odds[0] - log_odds[1])
 
 

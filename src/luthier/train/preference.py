@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import sha256
 from typing import Any, overload
 
@@ -23,6 +24,7 @@ from luthier.reporting import Reporter
 from luthier.run_folder import RunFolder
 from luthier.train.objectives import Update, weights_of
 from luthier.train.session import Task
+from luthier.train.watchers import tell
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
 # Rows between two moves of the bar while the reference is computed.
@@ -59,11 +61,29 @@ class JudgedRows(Sequence[Judged]):
         reference = () if self.reference is None else tuple(self.reference[place].tolist())
         if self.good is None:
             return Judged(self.examples[2 * place], self.examples[2 * place + 1], reference=reference)
-        example = self.examples[place]
-        # The answer of the row before, as TRL takes it: any other row would do.
-        other = _mismatched(example, self.examples[(place or len(self)) - 1], self.longest)
-        good = self.good[place]
+        example, good = self.examples[place], self.good[place]
+        other = None if self.others is None else _mismatched(example, self.examples[int(self.others[place])], self.longest)
         return Judged(example if good else None, None if good else example, other, reference)
+
+    @cached_property
+    def others(self) -> Places | None:
+        """For each single row the nearest before it (round the end) that has another prompt; None where there is none.
+
+        TRL takes the row before. That one often has the same prompt: a pair that was cut into two rows, or a row that counts several times.
+        """
+        prompts = (_prompt(example) for example in self.examples)
+        before: list[int] = []
+        last, seen = -1, None
+        for place, prompt in enumerate(prompts):
+            if seen is not None and prompt != seen:
+                last = place - 1
+            before.append(last)
+            seen = prompt
+        if last < 0:
+            return None
+        # The first rows, which nothing else stands before, go on from the end, whose rows are of their prompt or of another.
+        first = len(before) - 1 if seen != _prompt(self.examples[0]) else last
+        return np.asarray([first if place < 0 else place for place in before], np.int64)
 
     @property
     def per_row(self) -> int:
@@ -77,10 +97,14 @@ class JudgedRows(Sequence[Judged]):
 
 def _mismatched(asked: TokenizedExample, answered: TokenizedExample, longest: int) -> TokenizedExample:
     """The prompt of one row with the answer of another, which is cut where both are longer than a row may be."""
-    prompt = asked.token_ids[: asked.trained.index(True)]
+    prompt = _prompt(asked)
     end = len(answered.trained) - answered.trained[::-1].index(True)
     answer = answered.token_ids[answered.trained.index(True) : end][: longest - len(prompt)]
     return TokenizedExample(prompt + answer, [False] * len(prompt) + [True] * len(answer), asked.source)
+
+
+def _prompt(example: TokenizedExample) -> list[int]:
+    return example.token_ids[: example.trained.index(True)]
 
 
 def judged_rows(prepared: Prepared, objective: str) -> tuple[JudgedRows, JudgedRows]:
@@ -96,6 +120,8 @@ def judged_rows(prepared: Prepared, objective: str) -> tuple[JudgedRows, JudgedR
 def task(settings: Settings, engine: Engine, prepared: Prepared, run: RunFolder, reporter: Reporter) -> Task:
     """What the training learns of judged rows. The reference is computed, or read where the run has it already."""
     rows, held_out = judged_rows(prepared, settings.objective)
+    for note in _notes(rows, held_out):
+        tell(run, reporter, note)
     if settings.objective in REFERENCED:
         rows, held_out = _with_reference(settings, engine, prepared, (rows, held_out), run, reporter)
     weights = weights_of(settings.preference, settings.objective)
@@ -116,9 +142,24 @@ def task(settings: Settings, engine: Engine, prepared: Prepared, run: RunFolder,
     return Task(rows, rows.lengths(prepared.lengths), measure, forward_backward)
 
 
+def _notes(rows: JudgedRows, held_out: JudgedRows) -> Iterator[str]:
+    """What labeled rows are too alike for."""
+    if rows.good is None:
+        return
+    if len(set(rows.good)) == 1:
+        one, other = ("good", "bad") if rows.good[0] else ("bad", "good")
+        yield f"note: every training row is labeled {one}; kto learns from {other} answers too"
+    for some, what in zip((rows, held_out), SAID, strict=True):
+        if len(some) and some.others is None:
+            yield f"note: all {what} rows have one prompt, so that kto's drift cannot be measured on another's answers; it is 0 there"
+
+
 def _drift(engine: Engine, rows: Sequence[Judged]) -> float:
     """KTO's z0: the mean log-ratio of answers to other prompts, at least 0 (Ethayarajh 2024, arXiv:2402.01306, section 4.2)."""
-    now = engine.log_probabilities([row.mismatched for row in rows if row.mismatched])
+    mismatched = [row.mismatched for row in rows if row.mismatched]
+    if not mismatched:
+        return 0.0
+    now = engine.log_probabilities(mismatched)
     return max(0.0, sum(value - row.reference[-1] for value, row in zip(now, rows, strict=True)) / len(rows))
 
 
@@ -126,35 +167,41 @@ def _with_reference(
     settings: Settings, engine: Engine, prepared: Prepared, both: tuple[JudgedRows, JudgedRows], run: RunFolder, reporter: Reporter
 ) -> tuple[JudgedRows, JudgedRows]:
     """The same rows with what the model made of them before the training, from the run's file where it belongs to them."""
-    key = sha256(prepared.sha256.encode() + prepared.held_out.places.tobytes()).hexdigest()
+    others = b"".join(rows.others.tobytes() for rows in both if rows.good is not None and rows.others is not None)
+    key = sha256(prepared.sha256.encode() + prepared.held_out.places.tobytes() + others).hexdigest()
     kept = _read(run, key)
-    if kept is None:
-        with _before_training(engine, settings):
-            kept = {name: _reference_of(engine, rows, what, reporter) for name, what, rows in zip(KEPT, SAID, both, strict=True)}
-        files.write_bytes(run.reference, save({**kept, f"key.{key}": np.zeros(1)}))
+    for name, what, rows in zip(KEPT, SAID, both, strict=True):
+        if name not in kept:
+            with _before_training(engine, settings):
+                kept[name] = _reference_of(engine, rows, what, reporter)
+            # Each part when it is whole, so that a run that is stopped here keeps the long one.
+            files.write_bytes(run.reference, save({**kept, f"key.{key}": np.zeros(1)}))
     return replace(both[0], reference=kept["train"]), replace(both[1], reference=kept["held_out"])
 
 
-def _read(run: RunFolder, key: str) -> dict[str, Values] | None:
-    """What was kept for the rows that `key` stands for; None where nothing was, or where the file is not whole (it is then written again)."""
+def _read(run: RunFolder, key: str) -> dict[str, Values]:
+    """The parts that were kept for the rows that `key` stands for; none where the file is not whole (it is then written again)."""
     try:
         kept = load_file(run.reference)
     except (FileNotFoundError, SafetensorError):
-        return None
-    return kept if f"key.{key}" in kept else None
+        return {}
+    return {name: kept[name] for name in KEPT if name in kept} if f"key.{key}" in kept else {}
 
 
 def _reference_of(engine: Engine, rows: JudgedRows, what: str, reporter: Reporter) -> Values:
-    """Two numbers a row: of both answers, or of the answer and the mismatched one."""
+    """Two numbers a row: of both answers, or of the answer and the mismatched one (one number where there is none)."""
     found: list[list[float]] = []
-    with reporter.bar(f"log-probabilities of the {what} rows before the training", max(1, len(rows))) as bar:
+    if not len(rows):
+        return np.zeros((0, 2))
+    with reporter.bar(f"log-probabilities of the {what} rows before the training", len(rows)) as bar:
         for start in range(0, len(rows), REFERENCE_ROWS):
             some = rows[start : start + REFERENCE_ROWS]
-            examples = [example for row in some for example in (*row.examples, *([row.mismatched] if row.mismatched else []))]
-            values = engine.log_probabilities(examples)
-            found += [values[place : place + 2] for place in range(0, len(values), 2)]
+            examples = [(*row.examples, *([row.mismatched] if row.mismatched else [])) for row in some]
+            values = engine.log_probabilities([example for of_row in examples for example in of_row])
+            size = len(examples[0])
+            found += [values[place : place + size] for place in range(0, len(values), size)]
             bar.advance(len(found))
-    return np.asarray(found, np.float64).reshape(-1, 2)
+    return np.asarray(found, np.float64)
 
 
 @contextmanager

@@ -21,14 +21,15 @@ from luthier import files, run_folder
 from luthier.config.data import SourceSettings
 from luthier.config.load import Config, load_config, settings_to_yaml
 from luthier.config.methods import METHODS
+from luthier.config.section import bytes_of
 from luthier.config.settings import Settings
-from luthier.data import prepare
+from luthier.data import ledger, prepare
 from luthier.data.conversations import check_objective
 from luthier.data.prepare import Prepared, Rows
 from luthier.data.read.source import is_local
 from luthier.data.store import Places
 from luthier.engine import Engine, fp8, frozen, opening, probe
-from luthier.errors import ConfigError, LuthierError
+from luthier.errors import ConfigError, LuthierError, RunError
 from luthier.models import facts, find, methods, templates, weights
 from luthier.models.facts import ModelFacts
 from luthier.plan import choose
@@ -80,6 +81,17 @@ class Interrupted(LuthierError):
         self.exit_code = 128 + signal
 
 
+def require_objective(config: Config, known: set[str]) -> None:
+    """Raises ConfigError where the recipe that was called learns none of what the settings ask for."""
+    asked = config.settings.objective
+    if asked not in known:
+        raise ConfigError(
+            f"objective: {asked} was given to the recipe of {', '.join(sorted(known))}",
+            where=config.given.get("objective", str(config.file)),
+            next_step="luthier.fit, or recipes.training.fit, which take any objective",
+        )
+
+
 def read(config: Config, reporter: Reporter) -> tuple[Config, Rows]:
     """The settings, with those that an earlier run decides, and the rows; what cannot work is refused before a model is fetched or loaded."""
     config = with_earlier_adapter(config)
@@ -114,13 +126,21 @@ def resolve(asked: Settings, ready: Ready, rows: DataShape, reporter: Reporter) 
     return plan
 
 
-def start(run: RunFolder, plan: Plan, ready: Ready, reporter: Reporter) -> Engine:
-    """The model of a run as it begins, ready to be trained, its fast path compared with the plain one. What is found is said."""
+def start(run: RunFolder, plan: Plan, ready: Ready, reporter: Reporter, *, resume: bool) -> Engine:
+    """The model of a run as it begins, ready to be trained, its fast path compared with the plain one. What is found is said.
+
+    A new run of which the model shows that its settings cannot be leaves no folder.
+    """
     prepared = ready.prepared
     torch.use_deterministic_algorithms(True, warn_only=True)
     opening.require_same_base(run, ready.folder)
-    # From the run's own settings: they name files and runs wherever one stands, and go on to mean the same (init_from: last).
-    engine = opening.start(load_config(run.config), plan.settings, ready.folder, ready.tokenizer, prepared.train, run.start)
+    try:
+        # From the run's own settings: they name files and runs wherever one stands, and go on to mean the same (init_from: last).
+        engine = opening.start(load_config(run.config), plan.settings, ready.folder, ready.tokenizer, prepared.train, run.start)
+    except LuthierError:
+        if not resume:
+            files.remove_folder(run.path)
+        raise
     tell(run, reporter, engine.trained_line)
     if run.start.is_dir():
         how = plan.settings.lora.init_lora_weights
@@ -136,10 +156,14 @@ def start(run: RunFolder, plan: Plan, ready: Ready, reporter: Reporter) -> Engin
 
 
 def place(run: RunFolder, plan: Plan, ready: Ready, engine: Engine, resume: bool, reporter: Reporter) -> Place:
-    """Where the run stands: at its beginning, or where its newest whole checkpoint is, which is put into the engine."""
+    """Where the run stands: where its newest whole checkpoint is, which is put into the engine, or at its beginning, where it has none."""
     begun = Place(0, ready.prepared.sha256, plan.settings.seed, str(plan.settings.training.precision), plan.settings.training.optim)
-    if resume:
+    if resume and (checkpoint.list_checkpoints(run) or run.trained.is_dir()):
         return _restore(run, engine, begun, reporter)
+    if resume:
+        ledger.check_same_sources(run, ready.prepared.rows.sources)
+        run.forget_after(0)
+        tell(run, reporter, "no checkpoint was written before the run was stopped: it begins at its first update again")
     if not METHODS[plan.settings.method].begins_as_base and not plan.settings.init_from:
         _tell_of_start(run, engine, plan, ready, reporter)
     return begun
@@ -161,23 +185,42 @@ def check(run: RunFolder, engine: Engine, plan: Plan, ready: Ready, task: Task, 
 
 
 def with_earlier_adapter(config: Config) -> Config:
-    """With `init_from` the earlier adapter, where there is one, decides its method's settings; what was given and differs is refused."""
+    """With `init_from` the earlier adapter, where there is one, decides its method's settings; what was given and differs is refused.
+
+    The earlier run's own settings are accepted too, and what has become of them is among the notes.
+    """
     if not config.settings.init_from:
         return config
     source = opening.earlier_trained(config)
     if config.settings.method == "full":
         return config
-    kept = opening.earlier_settings(config)
+    kept, own = opening.earlier_settings(config), opening.earlier_own_settings(config)
     for section, settings in kept.items():
-        for name, value in settings.items() if isinstance(settings, dict) else settings:
-            asked = dict(getattr(config.settings, section)).get(name)
-            if f"{section}.{name}" in config.given and asked != value:
-                raise ConfigError(
-                    f"{section}.{name} is {asked} and the adapter in {source} was made with {value}",
-                    where=config.given[f"{section}.{name}"],
-                    next_step="take it out (the adapter goes on as it is), or take init_from out",
-                )
-    return dataclasses.replace(config, settings=config.settings.model_copy(update=kept))
+        asked, stored = dict(getattr(config.settings, section)), dict(settings)
+        for name in sorted(asked, key=lambda name: name != "type"):  # another type explains the rest
+            where = _given_at(config, section, name)
+            if where is None or _spelled(name, asked[name]) in (_spelled(name, stored.get(name)), _spelled(name, own.get(name, stored.get(name)))):
+                continue
+            made = f"with {stored[name]}" if name in stored else f"without it ({', '.join(f'{key}: {value}' for key, value in stored.items())})"
+            raise ConfigError(
+                f"{section}.{name} is {asked[name]} and the adapter in {source} was made {made}",
+                where=where,
+                next_step="take it out (the adapter goes on as it is), or take init_from out",
+            )
+    notes = [*config.notes, *opening.earlier_notes(config, kept)]
+    return dataclasses.replace(config, settings=config.settings.model_copy(update=kept), notes=notes)
+
+
+def _given_at(config: Config, section: str, name: str) -> str | None:
+    """Where a setting was given: by itself, by a part of it, or with all of its section; None where it was not."""
+    whole = f"{section}.{name}"
+    places = [place for other, place in config.given.items() if other in (whole, section) or other.startswith(f"{whole}.")]
+    return next((place for place in places if place.startswith("command line")), places[0] if places else None)
+
+
+def _spelled(name: str, value: object) -> object:
+    """A value as it is compared: a type of PEFT has several spellings."""
+    return value.upper().replace("-", "_") if name == "type" and isinstance(value, str) else value
 
 
 def begin(config: Config, plan: Plan, ready: Ready, rows: int, title: str) -> RunFolder:
@@ -253,6 +296,12 @@ def _try_worst_update(run: RunFolder, engine: Engine, task: Task, plan: Plan, mo
     smaller = plan.next_step or f"training.micro_batch_tokens: {max(1, int(training.micro_batch_tokens) // 2)}"
     measured = trial.measure(engine, worst, trial.trial_file(files.home(), matters, worst), smaller, task.forward_backward)
     tell(run, reporter, measured.line(sum(plan.memory_bytes.values())))
+    if plan.settings.max_memory and measured.peak_bytes > bytes_of(plan.settings.max_memory):
+        raise RunError(
+            f"one update took {measured.peak_bytes / 1e9:.3g} GB, and max_memory is {plan.settings.max_memory}",
+            where=str(run.path),
+            next_step=f"{smaller}, or more max_memory",
+        )
 
 
 def train(run: RunFolder, engine: Engine, plan: Plan, prepared: Prepared, task: Task, place: Place, reporter: Reporter) -> None:
