@@ -94,11 +94,9 @@ REFUSED = {
         {"target_modules": ".*query"},
         r"no linear layer has '\.\*query' as its name.*all-linear, or some of: down_proj",
     ),
-    "one that is none": ({"target_modules": "(q_proj"}, r"is no regular expression"),
     "one beside layers": ({"target_modules": ".*q_proj", "layers_to_transform": [0]}, "an expression for whole names chooses the layers itself"),
     "a rank for no layer": ({"target_modules": ["q_proj"], "rank_pattern": {"k_proj": 2}}, r"lora.rank_pattern: 'k_proj' matches no adapted.*q_proj"),
     "an alpha for no layer": ({"alpha_pattern": {"layers.7.*": 2}}, r"lora.alpha_pattern: 'layers.7.\*' matches no adapted layer.*down_proj, gate"),
-    "a rank for a bad expression": ({"rank_pattern": {"(": 2}}, "is no regular expression"),
     "a rank wider than a layer": ({"r": 33, "init_lora_weights": "pissa"}, "takes r = 33 directions from .*k_proj, which has 32"),
     "an odd rank": ({"r": 3, "init_lora_weights": "orthogonal"}, "orthogonal needs an even rank"),
 }

@@ -38,7 +38,6 @@ def add(model: Any, settings: LoraSettings, *, seed: int = 0, trained_tokens: Se
         ensure_weight_tying=bool(saved) and vocabulary.tied(model),
         trainable_token_indices=vocabulary.trained_layers(model, trained_tokens) if trained_tokens and not saved else None,
     )
-    _check_expressions(settings)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapted = with_fp32_tables(peft.get_peft_model(model, config))
@@ -92,14 +91,6 @@ def settings_of(folder: Path) -> LoraSettings:
 
 def _patterns(settings: LoraSettings) -> list[tuple[str, str]]:
     return [(f"lora.{field}", pattern) for field in ("rank_pattern", "alpha_pattern") for pattern in getattr(settings, field)]
-
-
-def _check_expressions(settings: LoraSettings) -> None:
-    for where, pattern in _patterns(settings):
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ConfigError(f"{pattern!r} is no regular expression ({error})", where=where, next_step="a name, such as q_proj") from error
 
 
 def _check_patterns(model: Any, settings: LoraSettings) -> None:

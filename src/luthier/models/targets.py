@@ -67,10 +67,7 @@ def _of_names(model: Any, wanted: list[str], linear: list[str], where: str) -> l
 
 
 def _of_expression(model: Any, expression: str, linear: list[str], layers: Sequence[int], where: str) -> list[str]:
-    try:
-        pattern = re.compile(expression)
-    except re.error as error:
-        raise ConfigError(f"{expression!r} is no regular expression ({error})", where=where, next_step="all-linear, or names") from error
+    pattern = re.compile(expression)
     if layers:
         raise ConfigError(
             "an expression for whole names chooses the layers itself, and layers_to_transform chooses them too",
