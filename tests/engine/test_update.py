@@ -1,5 +1,7 @@
 """The fast update must give the loss and the gradients of the plain one, however it is cut."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest_engine import furthest, gradients, open_tiny, ragged
@@ -158,3 +160,13 @@ def test_a_model_whose_attention_cannot_be_replaced_runs_plainly() -> None:
     alone = sum(engine.held_out_loss([example]) * example.trained_tokens for example in examples)
     assert engine.held_out_loss(examples) == pytest.approx(alone / sum(example.trained_tokens for example in examples), rel=1e-5)
     assert "attention" in engine.plain_reason
+
+
+def test_rounding_alone_gives_nothing_up(default_model: Path) -> None:
+    """In bf16 one short row differs by up to 3 % between two right ways to compute it; several together do not."""
+    engine = Engine.open(str(default_model), lora={"r": 8}, precision="bf16")
+    rows = [
+        {"messages": [{"role": "user", "content": f"{number} Oak Street"}, {"role": "assistant", "content": "yes, it is"}]} for number in range(8)
+    ]
+    assert engine.check(*engine.tokenize(rows)) < 2e-2
+    assert engine.plain_reason == ""
