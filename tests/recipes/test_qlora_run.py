@@ -193,7 +193,7 @@ def test_what_cannot_be_merged_is_refused_before_a_model_is_loaded(method: str, 
     assert not (run.path / "merged").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.real_model
 def test_on_a_real_model_30_updates_with_an_evaluation_in_the_middle_learn_as_without(default_model: Path, tmp_path: Path) -> None:
     """The fault of bitsandbytes stopped all learning after the first evaluation (loss 5.5 -> 5.3 in place of 5.5 -> 3.2)."""
