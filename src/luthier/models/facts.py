@@ -1,10 +1,11 @@
 """What a planner must know about a model, without loading it. No torch here."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.errors import ModelError
+from luthier.errors import ConfigError, ModelError
 from luthier.models import weights
 
 
@@ -22,6 +23,12 @@ class ModelFacts:
     vocabulary: int
     context: int
     tied: bool  # the head is the embedding, stored once
+
+
+def check_layers(numbers: Sequence[int], layers: int, where: str) -> None:
+    """Raises ConfigError where one of these numbers of layers, which the setting `where` names, is not one of so many layers (from 0)."""
+    if numbers and max(numbers) >= layers:
+        raise ConfigError(f"layer {max(numbers)} is not there: this model has {layers}", where=where, next_step=f"numbers from 0 to {layers - 1}")
 
 
 SPELLINGS = {

@@ -7,6 +7,7 @@ from torch import nn
 from luthier.config.adapters import FreezeSettings
 from luthier.errors import ConfigError
 from luthier.models.blocks import known_blocks
+from luthier.models.facts import check_layers
 
 
 def train_all_but(model: Any, settings: FreezeSettings) -> Any:
@@ -18,12 +19,7 @@ def train_all_but(model: Any, settings: FreezeSettings) -> Any:
     frozen = settings.numbers()
     if frozen:
         blocks = known_blocks(model, "freeze.layers")
-        if frozen[-1] >= len(blocks):
-            raise ConfigError(
-                f"layer {frozen[-1]} is not there: this model has {len(blocks)}",
-                where="freeze.layers",
-                next_step=f"numbers from 0 to {len(blocks) - 1}",
-            )
+        check_layers(frozen, len(blocks), "freeze.layers")
         for number in frozen:
             blocks[number].requires_grad_(False)
     if settings.embeddings:

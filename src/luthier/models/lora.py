@@ -13,6 +13,7 @@ from luthier.config.adapters import LoraSettings
 from luthier.errors import ConfigError, ModelError
 from luthier.models import initial, targets, vocabulary, weights
 from luthier.models.adapters import CONFIG, with_fp32_tables
+from luthier.models.facts import check_layers
 
 
 def add(model: Any, settings: LoraSettings, *, seed: int = 0, trained_tokens: Sequence[int] = (), dora: bool = False) -> peft.PeftModel:
@@ -114,11 +115,5 @@ def _saved_tables(model: Any, wanted: Sequence[str]) -> list[str]:
 
 def _layers(model: Any, wanted: Sequence[int]) -> list[int] | None:
     """The layers that get an adapter, by number; None stands for all, as PEFT has it."""
-    layers = model.config.get_text_config().num_hidden_layers
-    if wanted and max(wanted) >= layers:
-        raise ConfigError(
-            f"layer {max(wanted)} is not there: this model has {layers}",
-            where="lora.layers_to_transform",
-            next_step=f"numbers from 0 to {layers - 1}",
-        )
+    check_layers(wanted, model.config.get_text_config().num_hidden_layers, "lora.layers_to_transform")
     return sorted(set(wanted)) or None

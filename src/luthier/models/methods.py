@@ -20,8 +20,15 @@ def add(model: Any, settings: Settings, trained_tokens: Sequence[int] = (), toke
     `trained_tokens` are ids of added tokens, whose rows are trained too where the method can. `tokenizer` reads the text
     that a learned prompt begins with; `examples` are training rows, for an adapter that starts from them (EVA).
     """
+    with_lora = "lora" in METHODS[settings.method].blocks
+    if trained_tokens and not with_lora and settings.method != "full":
+        raise ConfigError(
+            f"method: {settings.method} leaves the embedding as it is, and the rows of added tokens would stay as they were drawn",
+            where="tokenizer.add_special_tokens",
+            next_step="method: lora, which trains them too",
+        )
     adapted = ADD[settings.method](model, settings, trained_tokens)
-    if "lora" in METHODS[settings.method].blocks and settings.lora.init_lora_weights == "eva":
+    if with_lora and settings.lora.init_lora_weights == "eva":
         initial.by_variance(adapted, examples, settings.seed)
     if settings.method == "prompt" and settings.prompt.prompt_tuning_init_text:
         return virtual.begin_with_text(adapted, settings.prompt.prompt_tuning_init_text, tokenizer)
@@ -51,63 +58,17 @@ def settings_of(model: str, method: str, given: dict[str, Any], precision: str, 
         raise ConfigError(f"{wrong['loc'][1]} is {wrong['input']!r}: {wrong['msg']}", where="settings", next_step="docs/methods.md") from error
 
 
-def _lora(model: Any, settings: Settings, trained_tokens: Sequence[int]) -> Any:
-    return lora.add(model, settings.lora, seed=settings.seed, trained_tokens=trained_tokens, dora=settings.method == "dora")
-
-
-def _prefix(model: Any, settings: Settings, trained_tokens: Sequence[int]) -> Any:
-    virtual.refuse_new_tokens(settings.method, trained_tokens)
-    return virtual.add_prefix(model, settings.prefix, seed=settings.seed)
-
-
-def _prompt(model: Any, settings: Settings, trained_tokens: Sequence[int]) -> Any:
-    virtual.refuse_new_tokens(settings.method, trained_tokens)
-    return virtual.add_prompt(model, settings.prompt, seed=settings.seed)
-
-
-def _p_tuning(model: Any, settings: Settings, trained_tokens: Sequence[int]) -> Any:
-    virtual.refuse_new_tokens(settings.method, trained_tokens)
-    return virtual.add_p_tuning(model, settings.p_tuning, seed=settings.seed)
-
-
-def _bottleneck(model: Any, settings: Settings, trained_tokens: Sequence[int]) -> Any:
-    _refuse_new_tokens(settings, trained_tokens)
-    return bottleneck.add(model, settings.bottleneck, seed=settings.seed)
-
-
-def _ia3(model: Any, settings: Settings, trained_tokens: Sequence[int]) -> Any:
-    _refuse_new_tokens(settings, trained_tokens)
-    return peft_methods.add_ia3(model, settings.ia3, seed=settings.seed)
-
-
-def _peft(model: Any, settings: Settings, trained_tokens: Sequence[int]) -> Any:
-    _refuse_new_tokens(settings, trained_tokens)
-    return peft_methods.add(model, settings.peft, seed=settings.seed)
-
-
-def _full(model: Any, settings: Settings, trained_tokens: Sequence[int]) -> Any:
-    return freeze.train_all_but(model, settings.freeze)
-
-
-def _refuse_new_tokens(settings: Settings, trained_tokens: Sequence[int]) -> None:
-    if trained_tokens:
-        raise ConfigError(
-            f"method: {settings.method} leaves the embedding as it is, and the rows of added tokens would stay as they were drawn",
-            where="tokenizer.add_special_tokens",
-            next_step="method: lora, which trains them too",
-        )
-
-
+# method -> puts it beside the model, or (full) says what of it is trained
 ADD: dict[str, Callable[[Any, Settings, Sequence[int]], Any]] = {
-    # method   puts it beside the model
-    "lora": _lora,
-    "dora": _lora,
-    "qlora": _lora,
-    "bottleneck": _bottleneck,
-    "ia3": _ia3,
-    "peft": _peft,
-    "full": _full,
-    "prefix": _prefix,
-    "prompt": _prompt,
-    "p_tuning": _p_tuning,
+    **dict.fromkeys(
+        ("lora", "dora", "qlora"),
+        lambda model, asked, tokens: lora.add(model, asked.lora, seed=asked.seed, trained_tokens=tokens, dora=asked.method == "dora"),
+    ),
+    "bottleneck": lambda model, asked, tokens: bottleneck.add(model, asked.bottleneck, seed=asked.seed),
+    "prefix": lambda model, asked, tokens: virtual.add_prefix(model, asked.prefix, seed=asked.seed),
+    "prompt": lambda model, asked, tokens: virtual.add_prompt(model, asked.prompt, seed=asked.seed),
+    "p_tuning": lambda model, asked, tokens: virtual.add_p_tuning(model, asked.p_tuning, seed=asked.seed),
+    "ia3": lambda model, asked, tokens: peft_methods.add_ia3(model, asked.ia3, seed=asked.seed),
+    "peft": lambda model, asked, tokens: peft_methods.add(model, asked.peft, seed=asked.seed),
+    "full": lambda model, asked, tokens: freeze.train_all_but(model, asked.freeze),
 }

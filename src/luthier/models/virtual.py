@@ -6,7 +6,6 @@ arXiv:2104.08691) P embeddings, p-tuning (Liu 2021, arXiv:2103.10385) the embedd
 Letters: P virtual tokens, K key/value heads, D head width.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import peft
@@ -80,16 +79,6 @@ def add_p_tuning(model: Any, settings: PTuningSettings, *, seed: int) -> peft.Pe
         encoder_dropout=settings.encoder_dropout,
     )
     return _seeded(model, config, seed)
-
-
-def refuse_new_tokens(method: str, trained_tokens: Sequence[int]) -> None:
-    """Raises ConfigError where rows of added tokens would have to be trained: nothing but the virtual tokens is."""
-    if trained_tokens:
-        raise ConfigError(
-            f"method: {method} trains virtual tokens only, and the rows of added tokens would stay as they are",
-            where="tokenizer.add_special_tokens",
-            next_step="method: lora, which trains them too",
-        )
 
 
 def check_goes_on(config: Any, where: str) -> None:

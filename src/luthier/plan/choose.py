@@ -11,7 +11,7 @@ from luthier.config.preference import BETA, REFERENCED
 from luthier.config.section import bytes_of
 from luthier.config.settings import Settings
 from luthier.errors import ConfigError
-from luthier.models.facts import ModelFacts
+from luthier.models.facts import ModelFacts, check_layers
 from luthier.plan import memory, time
 from luthier.plan.machine import rules
 from luthier.plan.trained import trained_parameters
@@ -113,7 +113,8 @@ class Plan:
 def resolve(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape) -> Plan:
     """Fill every `auto` and count the cost. Raises ConfigError where a setting is impossible with this model."""
     check_max_length(settings, facts)
-    check_layers(settings, facts)
+    check_layers(settings.lora.layers_to_transform, facts.layers, "lora.layers_to_transform")
+    check_layers(settings.freeze.numbers(), facts.layers, "freeze.layers")
     choices = [
         max_length(settings, facts),
         batch_size(settings, facts, rows),
@@ -168,15 +169,6 @@ def room_for_rows(settings: Settings, facts: ModelFacts) -> int:
             next_step=f"{settings.method}.num_virtual_tokens: 20",
         )
     return room
-
-
-def check_layers(settings: Settings, facts: ModelFacts) -> None:
-    """Raises ConfigError where a layer is named that the model has not."""
-    for name, numbers in {"lora.layers_to_transform": settings.lora.layers_to_transform, "freeze.layers": settings.freeze.numbers()}.items():
-        if numbers and max(numbers) >= facts.layers:
-            raise ConfigError(
-                f"layer {max(numbers)} is not there: this model has {facts.layers}", where=name, next_step=f"numbers from 0 to {facts.layers - 1}"
-            )
 
 
 def max_length(settings: Settings, facts: ModelFacts) -> Resolved:

@@ -135,7 +135,8 @@ def start(run: RunFolder, plan: Plan, ready: Ready, reporter: Reporter, *, resum
     """
     prepared = ready.prepared
     torch.use_deterministic_algorithms(True, warn_only=True)
-    opening.require_same_base(run, ready.folder)
+    if resume:
+        opening.require_same_base(run, ready.folder)
     try:
         # From the run's own settings: they name files and runs wherever one stands, and go on to mean the same (init_from: last).
         engine = opening.start(load_config(run.config), plan.settings, ready.folder, ready.tokenizer, prepared.train, run.start)
