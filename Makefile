@@ -4,6 +4,7 @@
 # make test-slow   the tests marked slow
 # make test-cuda   what needs an NVIDIA GPU (skipped without one)
 # make test-nightly  the tests marked nightly: large files, servers that do not answer
+# make mutants     plants known bugs in a copy of the tree and shows which test notices each (docs/mutants.md): minutes
 # make bench       Luthier beside its peers (docs/performance.md): about an hour; the peers' environments are made below ~/.cache once
 # make clean       removes .venv and every cache of the tools
 #
@@ -19,7 +20,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 # macOS has no timeout unless coreutils is there.
 TIMEOUT := $(shell command -v timeout || command -v gtimeout)
 
-.PHONY: demo install test check test-slow test-cuda test-nightly bench clean
+.PHONY: demo install test check test-slow test-cuda test-nightly mutants bench clean
 
 demo: $(STAMP)
 	$(VENV)/bin/luthier demo
@@ -54,6 +55,9 @@ test-cuda: $(STAMP)
 
 test-nightly: $(STAMP)
 	$(RUN) -m pytest -m nightly --durations=10
+
+mutants: $(STAMP)
+	$(RUN) mutants/run.py
 
 bench: $(STAMP)
 	$(RUN) benchmarks/engine.py

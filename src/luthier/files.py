@@ -7,30 +7,47 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from luthier.disk import Buffer, Disk
 from luthier.errors import CallError, RunError
 
+disk = Disk()
 # An fsync that the file system does not offer is no loss; a full or broken disk is.
 NO_FSYNC = {errno.EINVAL, errno.EPERM, errno.ENOTSUP}
 CANNOT_BE_MADE = {errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO}
+# Small pieces are gathered to so many bytes before they are written, and large ones cut.
+CHUNK_BYTES = 1 << 20
+# What is being made or taken away, by the process of that number.
+UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.(?P<kind>tmp|staging|trash|old)")
 
 
 def sync(path: Path) -> None:
     """Flush a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = disk.open_written(path)
     try:
-        os.fsync(descriptor)
+        _sync(descriptor)
+    finally:
+        disk.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    try:
+        disk.sync(descriptor)
     except OSError as error:
         if error.errno not in NO_FSYNC:
             raise
-    finally:
-        os.close(descriptor)
+
+
+def unfinished_name(path: Path, kind: str) -> Path:
+    """Where this process makes (`tmp`, `staging`), takes away (`trash`) or replaces (`old`) what is called `path`; `sweep` knows such names."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{kind}")
 
 
 @contextmanager
@@ -41,9 +58,8 @@ def readable_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         where = str(error.filename or path)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(path if path.exists() else existing_parent(path)).free
             raise RunError(
-                f"the disk is full ({free / 1e6:.0f} MB free)",
+                f"the disk is full ({free_bytes(path) / 1e6:.0f} MB free)",
                 where=where,
                 next_step="free some space or set output_dir (for the cache: LUTHIER_HOME) to another disk",
             ) from error
@@ -51,7 +67,7 @@ def readable_errors(path: Path) -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise RunError("not writable", where=where, next_step=f"{elsewhere}, or mend its rights") from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
-            raise RunError("a file stands where a folder is needed", where=where, next_step="move it, or choose another name") from error
+            raise RunError("a file stands where a folder is needed", where=where, next_step=f"move it, or {elsewhere}") from error
         if error.errno in CANNOT_BE_MADE:
             raise RunError(
                 f"cannot be written ({error.strerror})", where=where, next_step="choose another output_dir (for the cache: LUTHIER_HOME)"
@@ -72,9 +88,23 @@ def existing_parent(path: Path) -> Path:
     return path
 
 
+def free_bytes(path: Path) -> int:
+    """What is free where `path` is or will be."""
+    return shutil.disk_usage(existing_parent(path)).free
+
+
 def make_folder(path: Path) -> Path:
+    """Make a folder and those above it, where they are missing."""
     with readable_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
+        if not path.is_dir():
+            if path.parent != path:
+                make_folder(path.parent)
+            try:
+                disk.make_folder(path)
+            except FileExistsError:
+                if not path.is_dir():  # made by another process just now
+                    raise
+            sync(path.parent)  # else a power cut may take all of it away
     return path
 
 
@@ -83,19 +113,55 @@ def write_bytes(path: Path, content: bytes) -> None:
     write_pieces(path, [content])
 
 
-def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+def write_pieces(path: Path, pieces: Iterable[Buffer]) -> None:
     """Replace `path` with the pieces one after the other, atomically and durably, however large the whole is."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = unfinished_name(path, "tmp")
     with readable_errors(path):
         try:
-            with open(temporary, "wb") as file:
-                file.writelines(pieces)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+            write_new(temporary, pieces)
+            disk.rename(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                disk.remove(temporary)
+            raise
         sync(path.parent)
+
+
+def write_new(path: Path, pieces: Iterable[Buffer]) -> tuple[int, str]:
+    """Write a file that nobody reads yet (in a staging folder), and sync it. Gives its size in bytes and its sha256, made on the way."""
+    size, digest = 0, hashlib.sha256()
+    descriptor = disk.open_new(path)
+    try:
+        for chunk in _chunks(pieces):
+            digest.update(chunk)
+            _write_whole(descriptor, chunk)
+            size += len(chunk)
+        _sync(descriptor)
+    finally:
+        disk.close(descriptor)
+    return size, digest.hexdigest()
+
+
+def _chunks(pieces: Iterable[Buffer]) -> Iterator[Buffer]:
+    """The same bytes in pieces that are worth a call."""
+    gathered = bytearray()
+    for piece in pieces:
+        if len(gathered) + len(piece) > CHUNK_BYTES and gathered:
+            yield bytes(gathered)
+            gathered.clear()
+        if len(piece) < CHUNK_BYTES:
+            gathered += piece
+        else:
+            view = memoryview(piece)
+            yield from (view[start : start + CHUNK_BYTES] for start in range(0, len(view), CHUNK_BYTES))
+    if gathered:
+        yield bytes(gathered)
+
+
+def _write_whole(descriptor: int, data: Buffer) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[disk.write(descriptor, view) :]  # a full disk may take a part, and say so at the next call
 
 
 def write_text(path: Path, text: str) -> None:
@@ -113,8 +179,19 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    with readable_errors(path), open(path, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    """Write a line at the end of a file: the whole line, or (where the disk is full) nothing of it."""
+    with readable_errors(path):
+        descriptor = disk.open_end(path)
+        try:
+            before = os.fstat(descriptor).st_size
+            try:
+                _write_whole(descriptor, (line + "\n").encode("utf-8", "backslashreplace"))
+            except OSError:
+                with suppress(OSError):
+                    disk.truncate(descriptor, before)
+                raise
+        finally:
+            disk.close(descriptor)
 
 
 def read_json(path: Path) -> Any:
@@ -128,7 +205,7 @@ def read_json(path: Path) -> Any:
 
 
 def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+    with disk.open_to_read(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -137,19 +214,21 @@ def build_folder(path: Path, fill: Callable[[Path], None]) -> Path:
 
     An older folder of that name is replaced only after the new one is complete.
     """
-    staging = path.with_name(f".{path.name}.{os.getpid()}.staging")
+    staging = unfinished_name(path, "staging")
     with readable_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
+        make_folder(path.parent)
+        discard(staging)
+        sweep(path.parent, only=path.name)
+        disk.make_folder(staging)
         try:
             fill(staging)
             for file in staging.rglob("*"):
                 sync(file)
             sync(staging)
             replace_folder(staging, path)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        except BaseException:
+            discard(staging)
+            raise
         sync(path.parent)
     return path
 
@@ -157,20 +236,64 @@ def build_folder(path: Path, fill: Callable[[Path], None]) -> Path:
 def replace_folder(new: Path, path: Path) -> None:
     """Rename `new` to `path`; what stood there is moved away first and deleted last."""
     if not path.exists():
-        os.rename(new, path)
+        disk.rename(new, path)
         return
-    trash = path.with_name(f".{path.name}.{os.getpid()}.trash")
-    os.rename(path, trash)
-    os.rename(new, path)
-    shutil.rmtree(trash, ignore_errors=True)
+    old = unfinished_name(path, "old")
+    disk.rename(path, old)
+    disk.rename(new, path)
+    discard(old)
 
 
 def remove_folder(path: Path) -> None:
     """Delete a folder whole or not at all, as its name sees it: renamed first, emptied second."""
-    trash = path.with_name(f".{path.name}.{os.getpid()}.trash")
+    trash = unfinished_name(path, "trash")
     with readable_errors(path):
-        os.rename(path, trash)
-        shutil.rmtree(trash)
+        disk.rename(path, trash)
+        sync(path.parent)  # else a power cut may leave its name with nothing in it
+        _remove_tree(trash)
+
+
+def _remove_tree(path: Path) -> None:
+    for entry in sorted(path.iterdir()):
+        if entry.is_dir() and not entry.is_symlink():
+            _remove_tree(entry)
+        else:
+            disk.remove(entry)
+    disk.remove_folder(path)
+
+
+def discard(path: Path) -> None:
+    """Delete what was not finished, a file or a folder, as far as the disk lets us: `sweep` finds the rest later."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            _remove_tree(path)
+        elif os.path.lexists(path):
+            disk.remove(path)
+
+
+def sweep(folder: Path, *, only: str = "", own: bool = False) -> None:
+    """Discard what processes that are dead left unfinished in `folder` (`only` what was to be called so).
+
+    With `own` also what this process left, which makes nothing there now. What was about to be replaced, and was not, gets its name back.
+    """
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
+        found = UNFINISHED.fullmatch(entry.name)
+        if not found or (only and found["name"] != only) or (not own if int(found["process"]) == os.getpid() else _lives(int(found["process"]))):
+            continue
+        if found["kind"] == "old" and not os.path.lexists(path := folder / found["name"]):
+            disk.rename(entry, path)
+        else:
+            discard(entry)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True  # another user's
+    return True
 
 
 def folder_bytes(path: Path) -> int:
@@ -181,6 +304,9 @@ def home() -> Path:
     """The cache folder: LUTHIER_HOME, else the platform's own place for caches."""
     if chosen := os.environ.get("LUTHIER_HOME"):
         return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "luthier"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "luthier"
+    try:
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "luthier"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "luthier"
+    except RuntimeError as error:
+        raise RunError("no home folder is known for this user", where="HOME", next_step="export LUTHIER_HOME=FOLDER, for the cache") from error

@@ -1,7 +1,11 @@
 """The records that cross the borders between rooms. Frozen, slotted, and each knows where it came from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+# Rows that a message names.
+ROWS_NAMED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +17,12 @@ class Source:
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
+
+
+def named(rows: Sequence[Source]) -> str:
+    """Rows by name, the first ROWS_NAMED of them, and how many more there are."""
+    more = f" and {len(rows) - ROWS_NAMED} more" if len(rows) > ROWS_NAMED else ""
+    return ", ".join(str(row) for row in rows[:ROWS_NAMED]) + more
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,3 +242,18 @@ class Finding:
     seen: str
     mend: str = ""
     details: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What one check of `luthier verify` found. `status` is passed, failed or not_for_this_config (`evidence` then says why not).
+
+    `numbers` are what was measured; `next_step` is "" unless it failed.
+    """
+
+    check: str
+    status: str
+    evidence: str
+    next_step: str = ""
+    numbers: dict[str, object] = field(default_factory=dict)
+    seconds: float = 0.0

@@ -22,6 +22,9 @@ class Reporter(Protocol):
     def bar(self, title: str, total: int) -> AbstractContextManager[Bar]:
         """A progress bar for `total` pieces of work."""
 
+    def table(self, columns: list[str], rows: list[list[str]], title: str = "") -> None:
+        """Rows of as many cells as there are columns."""
+
 
 class _NoBar:
     def advance(self, done: int, text: str = "") -> None:
@@ -37,3 +40,6 @@ class Silent:
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Bar]:
         yield _NoBar()
+
+    def table(self, columns: list[str], rows: list[list[str]], title: str = "") -> None:
+        pass

@@ -6,8 +6,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,48 @@ SCHEMA = 1
 LEAST_FREE_BYTES = 50_000_000
 
 
+@dataclass(slots=True)
+class _Backlog:
+    """Lines that could not be written, by their file. With `say` they wait for room and that is said once; without it the error is raised."""
+
+    say: Callable[[str], None] | None = None
+    lines: dict[Path, list[str]] = field(default_factory=dict)
+
+    def add(self, path: Path, line: str) -> None:
+        if self.say is None:
+            files.append_line(path, line)
+            return
+        waiting = self.lines.setdefault(path, [])
+        waiting.append(line)
+        try:
+            files.append_line(path, "\n".join(waiting))
+        except (RunError, OSError) as error:
+            if len(waiting) == 1:
+                problem = error.problem if isinstance(error, RunError) else str(error)
+                self.say(f"{path.name}: {problem}; training goes on, and what belongs there is kept until it can be written")
+            return
+        if len(waiting) > 1:
+            self.say(f"{path.name} can be written again; nothing of it is missing")
+        del self.lines[path]
+
+    def end(self, say: Callable[[str], None]) -> None:
+        """A last try; what is lost is said."""
+        self.say = None
+        for path, waiting in self.lines.items():
+            try:
+                files.append_line(path, "\n".join(waiting))
+            except (RunError, OSError):
+                rows = sum(line.count("\n") + 1 for line in waiting)
+                say(f"{path}: {rows} lines are lost, from {waiting[0][:80]} to {waiting[-1][:80]}")
+        self.lines.clear()
+
+
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """The paths of one run, and reading and writing of its JSON. Nothing here knows what a model is."""
 
     path: Path
+    _backlog: _Backlog = field(default_factory=_Backlog, init=False, repr=False, compare=False)
 
     @property
     def config(self) -> Path:
@@ -76,6 +114,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def best(self) -> Path:
+        """Which checkpoint the run left as its result, where that is not the last (load_best_model_at_end)."""
+        return self.path / "best.json"
+
+    @property
     def start(self) -> Path:
         """What the adapter began at, where that is a part of the base's weights (PiSSA and its like)."""
         return self.path / "start"
@@ -107,6 +150,11 @@ class RunFolder:
         return self.path / "parity.json"
 
     @property
+    def verified(self) -> Path:
+        """What luthier verify found on the run's settings."""
+        return self.path / "verify.json"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 
@@ -114,32 +162,48 @@ class RunFolder:
     def name(self) -> str:
         return self.path.name
 
+    @contextmanager
+    def patient(self, say: Callable[[str], None]) -> Iterator[None]:
+        """While this lasts, a log or a metric that cannot be written ends nothing: it waits for room, and `say` is told what came of it."""
+        self._backlog.say = say
+        try:
+            yield
+        finally:
+            self._backlog.end(say)
+
     def say(self, line: str) -> None:
         """Append a line to the run's log, with the time in UTC."""
         now = datetime.datetime.now(datetime.UTC)
-        files.append_line(self.log, f"{now:%Y-%m-%dT%H:%M:%SZ} {line}")
+        self._backlog.add(self.log, f"{now:%Y-%m-%dT%H:%M:%SZ} {line}")
 
     def add_step(self, report: StepReport) -> None:
-        row = {"kind": "train", **dataclasses.asdict(report)}
+        row = {"kind": "train", **dataclasses.asdict(report), "metrics": _all_finite(report.metrics)}
         if not report.metrics:
             del row["metrics"]
-        files.append_line(self.metrics, json.dumps(row))
+        self._backlog.add(self.metrics, json.dumps(row))
 
     def add_rows(self, step: int, examples: Sequence[TokenizedExample | Judged], losses: Sequence[float]) -> None:
         """A line for each row of an update, with its mean loss over its trained tokens in nats; null where that is not finite."""
         rows = [
-            {"source": str(example.source), "loss": loss if math.isfinite(loss) else None, "trained_tokens": example.trained_tokens, "step": step}
+            {"source": str(example.source), "loss": _finite(loss), "trained_tokens": example.trained_tokens, "step": step}
             for example, loss in zip(examples, losses, strict=True)
         ]
-        files.append_line(self.rows, "\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+        self._backlog.add(self.rows, "\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
 
     def add_skipped(self, step: int, rows: list[Source]) -> None:
         """An update whose loss or gradient was not finite, with the rows that were in it."""
-        files.append_line(self.metrics, json.dumps({"kind": "skipped", "step": step, "rows": [str(row) for row in rows]}))
+        self._backlog.add(self.metrics, json.dumps({"kind": "skipped", "step": step, "rows": [str(row) for row in rows]}))
 
-    def add_evaluation(self, step: int, loss: float, metrics: dict[str, float]) -> None:
-        row = {"kind": "eval", "step": step, "loss": loss, "metrics": metrics, "drift": {}}
-        files.append_line(self.metrics, json.dumps(row))
+    def add_smaller_cut(self, step: int, before: int, now: int) -> None:
+        """An update that did not fit into the memory: the micro-batch tokens before it, and those of it and since."""
+        self._backlog.add(self.metrics, json.dumps({"kind": "memory", "step": step, "micro_batch_tokens_before": before, "micro_batch_tokens": now}))
+
+    def add_evaluation(self, step: int, loss: float, metrics: dict[str, float], not_finite: Sequence[Source] = ()) -> None:
+        """What the held-out rows gave; a number that is not finite is null, and `not_finite` are the rows that made it so."""
+        row = {"kind": "eval", "step": step, "loss": _finite(loss), "metrics": _all_finite(metrics), "drift": {}}
+        if not_finite:
+            row["not_finite"] = [str(source) for source in not_finite]
+        self._backlog.add(self.metrics, json.dumps(row))
 
     def read_metrics(self, kind: str) -> list[dict[str, Any]]:
         """The rows of `kind` ("train" or "eval") in the order they were written; a cut last line is left out."""
@@ -172,6 +236,15 @@ class RunFolder:
         return list(files.read_json(self.parity)) if self.parity.exists() else []
 
 
+def _finite(number: float) -> float | None:
+    """As JSON can hold it."""
+    return number if math.isfinite(number) else None
+
+
+def _all_finite(numbers: dict[str, float]) -> dict[str, float | None]:
+    return {name: _finite(number) for name, number in numbers.items()}
+
+
 def _whole_rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
@@ -198,7 +271,8 @@ def create(output_dir: Path, title: str) -> RunFolder:
         path = output_dir / (f"{title}-{stamp}" + (f"-{number}" if number > 1 else ""))
         try:
             with files.readable_errors(output_dir):
-                path.mkdir()
+                files.disk.make_folder(path)
+                files.sync(output_dir)
         except RunError:
             if path.exists():
                 continue
@@ -227,6 +301,9 @@ def open_run(name: str, output_dir: Path = Path("runs")) -> RunFolder:
             where=name,
             next_step=f"name its run: {Path(name).parent}" if inside else way_out,
         )
+    if Path(name).parent.name == "checkpoints" and is_run(str(Path(name).parents[1])):
+        next_step = f"name its run: {Path(name).parents[1]} (its newest whole checkpoint is used)"
+        raise RunError("is a checkpoint and not a run folder", where=name, next_step=next_step)
     raise RunError(
         "is not a run folder (it has no config.yaml)",
         where=name,
@@ -239,7 +316,19 @@ def list_runs(output_dir: Path) -> list[RunFolder]:
     if not output_dir.is_dir():
         return []
     runs = [RunFolder(path) for path in output_dir.iterdir() if (path / "config.yaml").is_file() and not path.name.startswith(".")]
-    return sorted(runs, key=lambda run: (run.config.stat().st_mtime, run.name))
+    return sorted(runs, key=lambda run: (_number(run), run.config.stat().st_mtime, run.name))
+
+
+def next_number(output_dir: Path) -> int:
+    """The number of a run that begins in a folder: above that of all others, so that a clock that was put back changes no order."""
+    return 1 + max(map(_number, list_runs(output_dir)), default=0)
+
+
+def _number(run: RunFolder) -> int:
+    try:
+        return int(files.read_json(run.environment).get("number", 0))
+    except (RunError, AttributeError, ValueError, TypeError):
+        return 0
 
 
 def is_run(name: str) -> bool:

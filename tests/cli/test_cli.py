@@ -222,10 +222,14 @@ def test_an_output_dir_that_is_a_file_is_told(call: Any, settings_file: Path, ou
 
 
 def test_an_output_dir_without_the_right_to_write_is_told(call: Any, settings_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forbidden(path: Path, *_: object, **__: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+    real = files.disk.make_folder
 
-    monkeypatch.setattr(Path, "mkdir", forbidden)
+    def forbidden(path: Path) -> None:
+        if path.name == "runs":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        real(path)
+
+    monkeypatch.setattr(files.disk, "make_folder", forbidden)
     outcome = call("train", settings_file)
     assert outcome.code == 1
     assert outcome.problem.endswith("runs: not writable")
@@ -240,14 +244,16 @@ def test_a_disk_that_is_nearly_full_is_told_before_the_run_begins(call: Any, set
     assert list((settings_file.parent / "runs").iterdir()) == []
 
 
-@pytest.mark.parametrize("when", ["config.yaml", "metrics.jsonl", "report.html"])
+@pytest.mark.parametrize("when", ["config.yaml", "report.html"])
 def test_a_disk_that_fills_up_on_the_way_is_told(call: Any, settings_file: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
-    def full(path: str | Path, *arguments: Any, **more: Any) -> Any:
-        if when in str(path):
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        return open(path, *arguments, **more)
+    real = files.disk.open_new
 
-    monkeypatch.setattr(files, "open", full, raising=False)
+    def full(path: Path) -> int:
+        if when in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return real(path)
+
+    monkeypatch.setattr(files.disk, "open_new", full)
     outcome = call("train", settings_file)
     assert outcome.code == 1
     assert "the disk is full" in outcome.problem

@@ -179,6 +179,7 @@ WRONG = {
     "seed=2026-01-01": 'seed is "2026-01-01": should be a valid integer',
     "device=tpu": "device is 'tpu': should be 'auto', 'cpu', 'cuda' or 'mps'",
     "report_to=none": "report_to is 'none': should be a valid list",
+    "report_to=[comet]": "should be 'tensorboard', 'wandb' or 'mlflow'",
 }
 
 
@@ -248,9 +249,14 @@ WITHOUT_EFFECT = {
     # written                                                           said of                        what is said
     "training: {save_strategy: epoch, save_steps: 5}": "save_steps has no effect with save_strategy: epoch",
     "training: {save_strategy: 'no', save_total_limit: 1}": "save_total_limit has no effect with save_strategy: no",
+    "training: {save_strategy: 'no', async_save: false}": "async_save has no effect with save_strategy: no",
+    "training: {keep_best: 2}": "keep_best has no effect without save_best",
+    "training: {greater_is_better: true}": "greater_is_better has no effect without save_best",
+    "training: {metric_for_best_model: loss}": "metric_for_best_model has no effect without save_best",
+    "training: {save_best: true}": "with evaluation.every_steps: null there are no measurements to choose from",
+    "training: {save_best: true, metric_for_best_model: kl}\nevaluation: {every_steps: 1}": "kl is not measured with objective: sft",
     "training: {warmup_steps: 5, warmup_ratio: 0.1}": "warmup_steps and warmup_ratio both say how long the rate rises",
     "training: {share_prefixes: true}\nlora: {lora_dropout: 0.1}": "nothing is shared beside lora_dropout",
-    "report_to: [wandb]": "trackers (wandb) are not in this version",
     "preference: {loss_type: ipo, label_smoothing: 0.1}\nobjective: dpo": "preference.label_smoothing has no effect with loss_type: ipo",
     "method: qlorra": "method 'qlorra' is not in this version",
     "lora: {r: 8}\nmethod: full": "the block lora: has no effect with method: full",
@@ -275,10 +281,18 @@ def test_evaluating_while_training_needs_rows_held_out(refuse: Any, load: Any) -
     load("evaluation: {metrics: [valid_json], shots: 5, base_rows: 60, max_rows: 100}\n", "data.eval=null")
 
 
+def test_the_best_checkpoint_needs_rows_held_out(refuse: Any) -> None:
+    error = refuse("training: {save_best: true}\n", "data.eval=null")
+    assert (error.where, error.problem) == ("luthier.yaml:3", "with data.eval: null there are no measurements to choose from")
+
+
 def test_what_is_of_use_together_is_not_refused(load: Any) -> None:
     load("training: {save_strategy: steps, save_steps: 5, save_total_limit: 1, warmup_steps: 5}\n")
     load("lora: {lora_dropout: 0.1}\ntraining: {share_prefixes: false}\nevaluation: {every_steps: 5, sample_answers: 2}\n")
     load("lora: {lora_dropout: 0.1}\nreport_to: []\nmethod: lora\n")
+    load("training: {save_strategy: 'no', save_minutes: 5, save_total_limit: 1, async_save: false}\n")
+    best = "load_best_model_at_end: true, keep_best: 2, metric_for_best_model: rewards/margins, greater_is_better: true"
+    load(f"objective: dpo\ntraining: {{{best}}}\nevaluation: {{every_steps: 5}}\n")
 
 
 WORDS = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1).map(str.strip).filter(lambda text: text and not text.endswith("%"))
@@ -293,6 +307,7 @@ VALUES = {
     "data.eval": WORDS
     | st.fixed_dictionaries({"path": WORDS}, optional={"split": WORDS, "columns": st.dictionaries(WORDS, WORDS)})
     | st.floats(0.01, 100).map(lambda share: f"{share}%"),
+    "data.max_rows": st.none() | COUNT,
     "data.format": st.sampled_from(["auto", "messages", "text", "kto"]),
     "data.columns": st.dictionaries(WORDS, WORDS),
     "data.strict": st.booleans(),
@@ -324,6 +339,7 @@ VALUES = {
     "checks.toxicity_threshold": SHARE,
     "checks.purpose": st.sampled_from([None, "style", "task", "domain", "general"]),
     "checks.hard_row_deviations": SHARE,
+    "resume": st.sampled_from(["auto", "never"]),
     "objective": st.sampled_from(["sft", "dpo", "kto"]),
     "method": st.just("lora"),
     "lora.r": COUNT,
@@ -359,9 +375,12 @@ VALUES = {
     "training.frozen_base": st.sampled_from(["bf16", "fp8"]),
     "training.attn_implementation": st.sampled_from(["auto", "sdpa", "flash_attention_2", "eager"]),
     "training.cache_frozen_layers": st.booleans(),
+    "training.deterministic": st.booleans(),
     "training.rows_file": st.booleans(),
+    "training.async_save": st.booleans(),
     "training.logging_steps": COUNT,
-    "training.save_strategy": st.sampled_from(["no", "steps", "epoch"]),
+    "training.save_strategy": st.sampled_from(["steps", "epoch"]),
+    "training.save_minutes": st.none() | st.floats(0.5, 600),
     "evaluation.every_steps": COUNT,
     "evaluation.metrics": st.lists(st.sampled_from(["exact_match", "valid_json", "field_f1"]), min_size=1),
     "evaluation.max_rows": st.none() | COUNT,
@@ -373,11 +392,13 @@ VALUES = {
     "output_dir": WORDS,
     "device": st.sampled_from(["auto", "cpu", "cuda", "mps"]),
     "max_memory": st.none() | st.sampled_from(["3GB", "2.5 GiB", "900MB"]),
-    "report_to": st.just([]),
+    "report_to": st.lists(st.sampled_from(["tensorboard", "wandb", "mlflow"]), unique=True),
     "seed": COUNT,
 }
 # Allowed beside some values of others only: each stands in a test of its own.
 CONDITIONAL = {"data.loss_on", "training.warmup_steps", "training.save_steps", "training.save_total_limit"}
+# Which checkpoint is the best is measured, and data.eval may be null here.
+CONDITIONAL |= {f"training.{name}" for name in ("save_best", "metric_for_best_model", "greater_is_better", "keep_best", "load_best_model_at_end")}
 CONDITIONAL |= {f"training.{name}" for name in ("num_cycles", "decay_ratio", "decay_steps", "neftune_noise_alpha", "label_smoothing_factor")}
 # Sections that the method `lora` does not read, with a value for each of their settings.
 OF_METHODS: dict[str, dict[str, Any]] = {

@@ -108,10 +108,14 @@ def test_the_number_format_is_the_one_that_transformers_would_take(load: Any, bl
     assert load(f"training: {{{block}}}\n").settings.training.precision == precision
 
 
+def test_the_best_checkpoint_is_asked_for_as_in_transformers(load: Any) -> None:
+    block = "load_best_model_at_end: true, metric_for_best_model: eval_loss, eval_strategy: steps, eval_steps: 5, greater_is_better: false"
+    training = load(f"training: {{{block}}}\n").settings.training
+    assert (training.load_best_model_at_end, training.metric_for_best_model, training.greater_is_better) == (True, "loss", False)
+
+
 ABSENT = {
     # written                               the nearest
-    "load_best_model_at_end: true": "evaluation.every_steps: 50",
-    "metric_for_best_model: eval_loss": "evaluation.every_steps: 50",
     "optim: galore_adamw": "training.optim: adamw",
     "lr_scheduler_kwargs: {power: 2.0}": "training.lr_scheduler_type: cosine",
     "lr_scheduler_kwargs: {num_decay_steps: 9, decay_type: 1-sqrt}": "training.lr_scheduler_type: cosine",
@@ -140,10 +144,12 @@ def test_the_nearest_settings_that_are_named_exist(refuse: Any) -> None:
         assert nearest == "luthier" or nearest in known, line
 
 
-def test_a_tracker_is_refused_wherever_it_is_written(refuse: Any) -> None:
-    for text in ("training:\n  report_to: tensorboard\n", "training:\n  report_to: [tensorboard]\n"):
-        error = refuse(text)
-        assert (error.where, error.problem) == ("luthier.yaml:4", "trackers (tensorboard) are not in this version")
+def test_trackers_are_understood_wherever_they_are_written(load: Any, refuse: Any) -> None:
+    for text in ("training:\n  report_to: tensorboard\n", "training:\n  report_to: [tensorboard]\n", "report_to: [tensorboard]\n"):
+        assert load(text).settings.report_to == ["tensorboard"]
+    error = refuse("training:\n  report_to: comet_ml\n")
+    assert error.where == "luthier.yaml:4"
+    assert "'tensorboard', 'wandb' or 'mlflow'" in error.problem
 
 
 @pytest.mark.parametrize(

@@ -419,3 +419,22 @@ def test_the_same_file_is_not_trained_and_held_out(write: Write, tmp_path: Path)
     write("train.jsonl", many(60))
     with pytest.raises(DataError, match=r"is in data\.train and in data\.eval"):
         load(tmp_path, eval="train.jsonl")
+
+
+def test_max_rows_draws_some_rows_by_the_seed_and_tokenizes_no_others(write: Write, tmp_path: Path, tokenizer: Any) -> None:
+    write("train.jsonl", many(60))
+    settings = DataSettings(train="train.jsonl", eval="20%", max_rows=5)
+    rows = prepare.load_rows(settings, tmp_path, seed=1)
+    assert (len(rows.train), len(rows.held_out)) == (5, 5)
+    assert rows.rejected.counts == {"not_drawn": 50}
+    assert rows.train.places.tolist() == sorted(rows.train.places.tolist())
+    again, other = (prepare.load_rows(settings, tmp_path, seed=seed).train.places.tolist() for seed in (1, 2))
+    assert rows.train.places.tolist() == again != other
+
+    prepared = prepare.tokenize_rows(rows, tokenizer, 512, settings)
+    assert len(prepared.train) == 5
+    assert len(prepared.train.whole) == 10  # the five held-out rows too, and no other
+    assert [example.source for example in prepared.train] == [row.source for row in rows.train]
+    assert prepared.ledger["rows"] == {"read": 60, "used": 10, "train": 5, "eval": 5, "rejected": {"not_drawn": 50}}
+    whole = prepare.tokenize_rows(prepare.load_rows(DataSettings(train="train.jsonl", eval="20%"), tmp_path, seed=1), tokenizer, 512, settings)
+    assert {tuple(one.token_ids) for one in prepared.train} <= {tuple(one.token_ids) for one in whole.train}

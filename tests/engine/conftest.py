@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from conftest_engine import open_tiny
 
-from luthier.engine import Engine, batches
+from luthier.engine import Engine, batches, lanes
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -19,6 +19,15 @@ def short_beginnings_are_shared_too(request: pytest.FixtureRequest) -> Iterator[
     with pytest.MonkeyPatch.context() as patch:
         if request.module.__name__.rpartition(".")[2] != "test_batches":
             patch.setattr(batches, "PASS_TOKENS", 0)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def two_lanes_are_used_everywhere() -> Iterator[None]:
+    """Updates of a tiny model are too small for lanes to pay, and the machine may have one core; what they compute is tested all the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "LANE_TOKENS", 0)
+        patch.setattr(lanes, "usual_count", lambda device: 2)
         yield
 
 

@@ -1,5 +1,7 @@
 """What a reader sees of an answer: its text up to a stop string, and pieces of which nothing has to be taken back."""
 
+from pathlib import Path
+
 import pytest
 
 from luthier.engine import Engine
@@ -86,3 +88,12 @@ def test_a_model_that_runs_plainly_answers_the_same(engine: Engine) -> None:
 def test_an_empty_stop_string_is_refused(engine: Engine) -> None:
     with pytest.raises(CallError, match="stop"):
         engine.sample("street", stop="")
+
+
+def test_an_answer_ends_at_the_end_tokens_of_tokenizer_template_and_model(tiny_model: Path) -> None:
+    engine = Engine.open(str(tiny_model))
+    engine.tokenizer.eos_token = "<|endoftext|>"  # 0; the template still writes <|im_end|>, which is 2
+    engine.model.generation_config.eos_token_id = [7, 9]
+    assert engine.stop_ids == {0, 2, 7, 9}
+    engine.model.generation_config.eos_token_id = 7
+    assert engine.stop_ids == {0, 2, 7}

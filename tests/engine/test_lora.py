@@ -66,12 +66,14 @@ def test_dropout_does_not_depend_on_the_cut(tiny_model: Path, budgets: tuple[int
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
-    drawn = Draws(3, [(0, 400), (1, 600)])
+    drawn, alone = Draws(3), Draws(3)
+    drawn.begin_micro_batch([(0, 400), (1, 600)], [400, 600])
+    alone.begin_micro_batch([(1, 600)], [600])
     kept = drawn.kept(0, 64, 0.25, torch.device("cpu"))
     assert kept.shape == (1000, 64)
     assert float(kept.float().mean()) == pytest.approx(0.75, abs=0.01)
     assert not torch.equal(kept[:400], drawn.kept(1, 64, 0.25, torch.device("cpu"))[:400])
-    assert torch.equal(kept[400:], Draws(3, [(1, 600)]).kept(0, 64, 0.25, torch.device("cpu")))
+    assert torch.equal(kept[400:], alone.kept(0, 64, 0.25, torch.device("cpu")))
 
 
 def test_with_the_adapter_off_it_is_the_base_model(tiny_model: Path) -> None:

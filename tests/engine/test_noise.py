@@ -93,7 +93,8 @@ def test_noise_is_drawn_anew_for_each_update_and_row_and_for_nothing_else(tiny_m
 
 def test_noise_is_as_large_as_the_paper_says() -> None:
     model = build("Llama", {}).train()
-    draws = Draws(seed=1, documents=[(0, 40), (1, 10)], row_tokens=[50, 12])
+    draws = Draws(seed=1)
+    draws.begin_micro_batch([(0, 40), (1, 10)], [50, 12])
     ids = torch.randint(3, 200, (1, 50))
     plain = model.get_input_embeddings()(ids)
     noise.install(model, 5.0, draws)
@@ -104,7 +105,7 @@ def test_noise_is_as_large_as_the_paper_says() -> None:
         assert float(piece.mean()) == pytest.approx(0.0, abs=0.1 * bound)
         assert float(piece.std()) == pytest.approx(bound / 3**0.5, rel=0.1)
     # A row cut short has the beginning of its noise.
-    draws.documents, shorter = [(0, 30)], (ids[:, :30])
-    draws.row_tokens = [50]
+    shorter = ids[:, :30]
+    draws.begin_micro_batch([(0, 30)], [50])
     torch.testing.assert_close((model.get_input_embeddings()(shorter) - plain[:, :30])[0].detach(), added[:30])
     torch.testing.assert_close(model.eval().get_input_embeddings()(shorter), plain[:, :30])

@@ -53,6 +53,15 @@ def test_it_computes_what_base_and_adapter_did(precision: str, furthest: float, 
     assert float((logits(model) - before).abs().max()) < furthest < float((base - before).abs().max())
 
 
+def test_in_bf16_the_sum_is_rounded_once_and_not_its_parts(tiny_model: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    exact = open_trained(tiny_model).model.merge_and_unload().state_dict()
+    folder = merged.write_merged(open_trained(tiny_model), tmp_path / "merged", "bf16")
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        assert torch.equal(tensor, exact[name].to(torch.bfloat16)), name
+
+
 def test_it_is_a_whole_model_folder_without_pickles(tiny_model: Path, tmp_path: Path) -> None:
     folder = merged.write_merged(open_trained(tiny_model), tmp_path / "merged", "bf16")
     check_folder(folder)

@@ -173,3 +173,35 @@ def test_names_that_peft_takes_for_fused_experts_are_refused_and_left_out_of_all
     adapters.save_adapter(adapted, tmp_path / "adapter", "tiny")
     loaded = adapters.load_adapter(model(), tmp_path / "adapter", trainable=False)
     assert {name for name, _ in loaded.named_parameters() if "lora_" in name} == {name for name, _ in adapted.named_parameters() if "lora_" in name}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"task_type": "SEQ_CLS"}, r"task_type is 'SEQ_CLS': only adapters of models that write text \(CAUSAL_LM\) are loaded"),
+        ({"use_new_trick": True}, r"use_new_trick is True: PEFT \S+ does not know it, and would leave it out"),
+        ({"use_rslora": "yes"}, r"use_rslora is 'yes': true or false is expected"),
+        ({"lora_alpha": float("nan")}, r"lora_alpha is nan: a number is expected"),
+        ({"lora_alpha": "8"}, r"lora_alpha is '8': a number is expected"),
+        ({"r": "4"}, r"does not fit"),
+        ({"r": 8}, r"lora_A.weight is \[4, 64\] and the model needs \[8, 64\]"),
+        ({"target_modules": 5}, r"does not fit"),
+        ({"use_dora": True}, r"it lacks 14 tensors, \S+lora_magnitude_vector first"),
+        ({"layers_to_transform": [0]}, r"it holds 14 tensors that the model has no place for"),
+        ({"peft_type": "FOO"}, r"PEFT cannot read it"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_configuration_that_peft_would_misread_is_refused(change: dict[str, Any], said: str, tiny_model: Path, tmp_path: Path):
+    adapters.save_adapter(adapted(tiny_model), tmp_path / "adapter", "tiny")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ModelError, match=said):
+        adapters.load_adapter(base(tiny_model), tmp_path / "adapter", trainable=False)
+
+
+def test_a_switch_of_a_newer_peft_that_is_off_is_no_hindrance(tiny_model: Path, tmp_path: Path):
+    adapters.save_adapter(adapted(tiny_model), tmp_path / "adapter", "tiny")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "use_new_trick": False, "new_table": None}))
+    adapters.load_adapter(base(tiny_model), tmp_path / "adapter", trainable=False)

@@ -55,6 +55,7 @@ class Lines:
                 act()  # type: ignore[operator]
 
     bar = Silent.bar
+    table = Silent.table
 
 
 def packed_names() -> dict[str, tuple[str, str]]:

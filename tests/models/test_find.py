@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from luthier.errors import ModelError
-from luthier.models import find
+from luthier.models import find, overview
 from luthier.reporting import Silent
 
 
@@ -44,10 +44,20 @@ def test_an_existing_folder_wins_over_a_hub_id_of_the_same_spelling(folder: Path
     assert find.find("org/name", Silent(), base=tmp_path) == tmp_path / "org" / "name"
 
 
-@pytest.mark.parametrize("name", ["smolm2-135m", "smollm2-135m-instruct-", "SmolLM2-135M-Instruct"])
-def test_an_unknown_name_gets_the_nearest_of_the_catalog(name: str):
-    with pytest.raises(ModelError, match="Try: smollm2-135m-instruct "):
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("smolm2-135m", "smollm2-135m"), ("smollm2-135m-instruct-", "smollm2-135m-instruct"), ("SmolLM2-135M-Instruct", "smollm2-135m-instruct")],
+)
+def test_an_unknown_name_gets_the_nearest_of_the_catalog(name: str, near: str):
+    with pytest.raises(ModelError, match=f"Try: {near} "):
         find.find(name, Silent())
+
+
+def test_a_folder_that_is_called_like_a_model_on_the_hub_is_the_folder(folder: Path):
+    mine = folder.rename(folder.parent / "gemma-2-9b")
+    assert find.find("gemma-2-9b", Silent(), base=mine.parent) == mine
+    assert find.of_catalog("gemma-2-9b", mine.parent) is None
+    assert find.of_catalog("gemma-2-9b", mine) is not None
 
 
 def test_a_path_that_is_not_there_is_no_hub_id():
@@ -178,7 +188,7 @@ def hub(tiny_model: Path) -> Iterator[str]:
 ASK = """
 import sys
 from luthier.errors import ModelError
-from luthier.models import find
+from luthier.models import find, overview
 from luthier.reporting import Silent
 for name in sys.argv[1:]:
     try:
@@ -213,3 +223,27 @@ def test_without_a_network_a_model_in_the_hub_s_cache_is_used(hub: str, tmp_path
     cached, absent = ask(tmp_path, "http://127.0.0.1:9", "org/open", "org/other")
     assert cached == online
     assert "org/other: could not be fetched from the hub" in absent
+
+
+def test_a_name_of_the_catalog_is_its_hub_id_to_other_tools():
+    assert find.hub_name("qwen3-4b") == "Qwen/Qwen3-4B"
+    assert find.hub_name("smollm2-135m-instruct") == "smollm2-135m-instruct", "what comes through pip is not the hub's to the bit"
+    assert find.hub_name("./mine") == "./mine"
+
+
+def test_what_the_hub_says_of_a_model_is_shown_without_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = {"model_type": "qwen2", "vocab_size": 500, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **heads}))
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    monkeypatch.setattr(find, "_download", lambda model, path, wanted: tmp_path)
+    known = overview.describe("org/small")
+    # Two tables, two blocks of attention with its biases, MLP and norms, and the last norm.
+    block = 2 * 64 * (64 + 32) + 64 + 2 * 32 + 3 * 64 * 128 + 2 * 64
+    assert (known["parameters"], known["license"]) == (2 * 500 * 64 + 2 * block + 64, "Apache-2.0")
+
+
+def test_a_file_has_no_facts_and_no_license(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(ModelError, match="is a file, and a model is a folder"):
+        overview.describe(str(tmp_path / "notes.txt"))

@@ -285,3 +285,18 @@ def test_a_run_that_fits_in_4_bits_alone_is_told_so(llama3_8b, laptop, addresses
     machine = replace(laptop, memory_bytes=16_000_000_000)
     plan = resolve(settings(lora={"r": 8}, training={"precision": "bf16"}), llama3_8b, machine, addresses)
     assert plan.next_step.startswith("method: qlora and ")
+
+
+def test_a_rate_that_would_never_reach_its_peak_is_refused(smollm2, laptop, addresses):
+    refused = r"training.warmup_steps is 11, and the run has 10 updates: the rate would never reach its peak\n  Try: fewer than 10"
+    with pytest.raises(ConfigError, match=refused):
+        resolve(settings(training={"max_steps": 10, "warmup_steps": 11}), smollm2, laptop, addresses)
+    resolve(settings(training={"max_steps": 10, "warmup_steps": 10}), smollm2, laptop, addresses)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "qlora"])
+def test_an_adapter_wider_than_the_model_is_refused(method, smollm2, laptop, addresses):
+    refused = r"lora.r is 577, and the model's vectors have 576 numbers: more is not in them\n  Try: lora.r: 16 is usual; 576 at most"
+    with pytest.raises(ConfigError, match=refused):
+        resolve(settings(method=method, lora={"r": 577}), smollm2, laptop, addresses)
+    resolve(settings(method=method, lora={"r": 576}), smollm2, laptop, addresses)

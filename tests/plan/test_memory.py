@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from luthier.plan import memory
@@ -84,3 +86,20 @@ def test_a_quantized_base_has_small_linear_layers_and_whole_tables(kind, double_
     largest = llama3_8b.hidden * llama3_8b.intermediate
     expected = linear * found / 8 + 2 * (llama3_8b.parameters - linear + largest)
     assert memory.lora_run_bytes(llama3_8b, 0, "bf16", 100, 50, 0, linear_bits=found)["weights"] == pytest.approx(expected, abs=1)
+
+
+def test_a_model_like_gpt_2_has_two_matrices_in_its_mlp(smollm2):
+    gpt2 = replace(smollm2, hidden=768, intermediate=3072, heads=12, kv_heads=12, layers=12, gated=False)
+    assert memory.linear_parameters(gpt2) == 12 * 12 * 768 * 768
+    gated, plain = (memory.activation_bytes_per_token(replace(gpt2, gated=gate), 2) for gate in (True, False))
+    assert gated - plain == 12 * 2 * 3072 * 2
+
+
+def test_experts_are_in_memory_and_neither_adapted_nor_quantized(llama3_8b):
+    mixture = replace(llama3_8b, experts=8, experts_used=2, parameters=46_702_792_704)
+    assert memory.lora_parameters(mixture, 16, "all-linear") == 32 * 16 * (2 * (4096 + 4096) + 2 * (4096 + 1024))
+    quantized = memory.quantized_weights_bytes(mixture, "bf16", 4.13)
+    assert quantized > 2 * (mixture.parameters - memory.linear_parameters(mixture))
+    assert memory.activation_bytes_per_token(mixture, 2) > memory.activation_bytes_per_token(llama3_8b, 2)
+    active = memory.active_body_parameters(mixture)
+    assert memory.body_parameters(mixture) - active == 32 * 6 * 3 * 4096 * 14336

@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
-from luthier.plan import time
+from luthier.plan import memory, time
 
 
 def test_operations_per_token_of_the_small_model(smollm2):
@@ -28,8 +30,17 @@ def test_a_shared_prefix_runs_once_an_update():
 
 
 def test_full_training_costs_six_operations_a_weight_and_checkpointing_up_to_two_more(smollm2):
-    body = time.body_parameters(smollm2)
+    body = memory.body_parameters(smollm2)
     assert time.full_flops(smollm2, executed=1, trained_tokens=0, visible_tokens=0.0) == 6 * body
     extra = [time.recomputed_flops(smollm2, mode, 1, 0.0) for mode in ("off", "selective", "full")]
     assert extra[0] == 0
     assert 0.4 * body < extra[1] < extra[2] == 2 * body
+
+
+def test_only_the_experts_that_see_a_token_cost_time(llama3_8b):
+    one_expert = replace(llama3_8b, experts=1, experts_used=1)
+    eight = replace(one_expert, experts=8, experts_used=2, parameters=llama3_8b.parameters + 7 * 32 * 3 * 4096 * 14336)
+    per_token = [time.lora_flops(facts, 0, 1, 0, 0.0) for facts in (llama3_8b, one_expert, eight)]
+    assert per_token[0] == per_token[1]
+    assert per_token[2] - per_token[1] == 4 * 32 * 3 * 4096 * 14336
+    assert time.recomputed_flops(eight, "selective", 1, 0.0) == 2 * time.recomputed_flops(one_expert, "selective", 1, 0.0)

@@ -14,6 +14,7 @@ from conftest_runs import Listener
 from luthier.config.load import load_config
 from luthier.data.us_addresses import demo_rows
 from luthier.recipes.demo import demo
+from luthier.recipes.verify import SHORT
 
 
 @pytest.mark.real_model
@@ -25,12 +26,14 @@ def test_the_demo_walks_the_whole_road(default_model: Path, tmp_path: Path, monk
     assert run.path.parent == tmp_path / "runs"
     assert run.name.startswith("demo-")
     assert load_config(run.path / "demo.yaml").settings.output_dir == str(tmp_path / "runs")
-    for path in (run.config, run.plan, run.ledger, run.contract, run.metrics, run.scorecard, run.samples, run.parity, run.report):
+    for path in (run.config, run.plan, run.ledger, run.contract, run.metrics, run.scorecard, run.samples, run.parity, run.verified, run.report):
         assert path.is_file(), path
     assert (run.path / "merged" / "model.safetensors").is_file()
 
     assert list(outcome.scorecard.models) == ["base", "base_5shot", "tuned"]
     assert list(outcome.scorecard.models["tuned"]) == ["exact_match", "valid_json", "field_f1"]
+    assert {proof.check: proof.status for proof in outcome.verdict.proofs} == dict.fromkeys(SHORT, "passed")
+    assert "rows together against one by one" in run.report.read_text(encoding="utf-8")
     assert outcome.parity.mean_kl < 0.02  # two updates leave an answer undecided: rounding to bf16 may turn it
     assert len(run.read_metrics("train")) == 2
     assert all(row["executed_tokens"] < row["logical_tokens"] for row in run.read_metrics("train"))  # the system prompt is shared
@@ -68,6 +71,7 @@ def test_the_demo_clears_its_bars_and_does_so_twice(default_model: Path, tmp_pat
         assert base["exact_match"]["n"] == 60
         assert base["exact_match"]["value"] <= 0.05
         assert outcome["parity"]["passed"]
+        assert outcome["verified"]["passed"]
         assert max(row["peak_bytes"] for row in train_rows(outcome)) < 4 * 2**30
     one, other = outcomes
     assert one["scorecard"] == other["scorecard"]

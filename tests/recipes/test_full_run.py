@@ -64,7 +64,7 @@ def test_a_run_that_is_stopped_and_resumed_is_the_straight_one_to_the_bit(precis
     sft.fit(load_config(run.config), resume=run)
     assert losses(run) == losses(straight)
     assert files.sha256(run.model / "model.safetensors") == files.sha256(straight.model / "model.safetensors")
-    assert ("loss_scale" in files.read_json(run.checkpoints / "step-000004" / "state.json")) == (precision == "fp16")
+    assert ("loss_scale" in files.read_json(run.checkpoints / "step-000004" / "state.json")["engine"]) == (precision == "fp16")
 
 
 def test_eight_bit_moments_are_resumed_to_the_bit_and_by_no_other_optimizer(tmp_path: Path, tiny_model: Path) -> None:

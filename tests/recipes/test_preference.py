@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from luthier.config.load import Config, load_config
 from luthier.engine import opening
-from luthier.errors import ConfigError, DataError
+from luthier.errors import ConfigError, DataError, RunError
 from luthier.recipes import evaluation, preference, sft, training
 from luthier.recipes.conversation import open_talk
 from luthier.recipes.planning import make_plan
@@ -184,7 +184,7 @@ def test_a_run_that_begins_again_does_so_on_the_same_rows_only(write: Write) -> 
         preference.fit(config, Stopped("training"))
     run = RunFolder(next((config.file.parent / "runs").iterdir()))
     write_rows(config.file.parent / "train.jsonl", PAIRS[:8])
-    with pytest.raises(DataError, match="has changed since this run was trained on it"):
+    with pytest.raises(RunError, match="has changed since this run was trained on it"):
         preference.fit(load_config(run.config), resume=run)
 
 

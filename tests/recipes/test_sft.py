@@ -286,7 +286,7 @@ def test_a_damaged_checkpoint_is_said_and_the_older_one_used(write: Write) -> No
     (run.checkpoints / "step-000005" / "trained.safetensors").write_bytes(b"")
     listener = Listener()
     sft.fit(load_config(run.config), listener, resume=run)
-    assert "not used: step-000005: trained.safetensors is not as it was written" in listener.lines
+    assert any(line.startswith("not used: step-000005: trained.safetensors has 0 bytes, and ") for line in listener.lines)
     assert weights_of(run) == weights_of(straight)
 
 

@@ -55,6 +55,7 @@ class Lines:
         self.lines.append(line)
 
     bar = recipe.Silent.bar
+    table = recipe.Silent.table
 
 
 def test_rows_with_their_provenance_and_the_bill(folder: Path) -> None:

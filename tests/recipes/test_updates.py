@@ -87,6 +87,14 @@ def test_the_rates_are_those_of_the_schedule(write: Write) -> None:
     assert rates[6] == pytest.approx(5e-4)
 
 
+def test_the_rate_begins_again_as_often_as_asked(write: Write) -> None:
+    overrides = ["training.lr_scheduler_type=cosine_with_restarts", "training.num_cycles=2", "training.warmup_steps=0", "training.learning_rate=1e-3"]
+    rates = [row["learning_rate"] for row in sft.fit(write(ROWS, *EIGHT, *overrides)).read_metrics("train")]
+    assert rates[4:] == pytest.approx(rates[:4])
+    assert rates[4] == pytest.approx(1e-3)
+    assert rates[3] < 5e-4
+
+
 def test_how_a_noisy_update_is_cut_changes_nothing(write: Write) -> None:
     straight, cut = (sft.fit(write(ROWS, *EIGHT, "training.neftune_noise_alpha=5", f"training.micro_batch_tokens={tokens}")) for tokens in (4096, 64))
     losses = [[row["loss"] for row in run.read_metrics("train")] for run in (straight, cut)]

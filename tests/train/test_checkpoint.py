@@ -1,14 +1,20 @@
 """A checkpoint is whole or it is not used, and what it holds comes back to the bit."""
 
 import dataclasses
+import errno
 import json
+import math
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from faulty_disk import Failing, using
+from transformers import AutoModelForCausalLM
 
 from luthier.engine import Engine
-from luthier.errors import RunError
+from luthier.errors import NotFiniteError, RunError
 from luthier.records import TokenizedExample
 from luthier.run_folder import RunFolder
 from luthier.train import checkpoint
@@ -58,7 +64,10 @@ def test_only_safetensors_and_json_and_a_sum_of_each(engine: Engine, examples: l
     path = checkpoint.save(run, engine, PLACE, keep=2)
     names = sorted(file.name for file in path.iterdir())
     assert names == ["manifest.json", "optimizer.safetensors", "state.json", "trained.safetensors"]
-    assert sorted(json.loads((path / "manifest.json").read_text())) == [name for name in names if name != "manifest.json"]
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert (manifest["schema"], manifest["step"]) == (1, 2)
+    assert sorted(manifest["files"]) == [name for name in names if name != "manifest.json"]
+    assert all(entry["bytes"] == (path / name).stat().st_size for name, entry in manifest["files"].items())
     assert checkpoint.damage(path) == ""
 
 
@@ -87,11 +96,12 @@ def cut(path: Path) -> None:
 
 DAMAGES = {
     "trained.safetensors is not as it was written": flip_a_bit,
-    "optimizer.safetensors is not as it was written": cut,
+    "optimizer.safetensors has ": cut,
     "optimizer.safetensors is missing": lambda path: (path / "optimizer.safetensors").unlink(),
     "manifest.json is missing": lambda path: (path / "manifest.json").unlink(),
     "manifest.json is not whole": lambda path: (path / "manifest.json").write_text('{"state.json": "'),
-    "manifest.json does not list trained.safetensors": lambda path: (path / "manifest.json").write_text("{}"),
+    "manifest.json has the schema None": lambda path: (path / "manifest.json").write_text("{}"),
+    "manifest.json is that of step 1": lambda path: (shutil.rmtree(path), shutil.copytree(path.with_name("step-000001"), path)),
 }
 
 
@@ -101,7 +111,10 @@ def test_a_damaged_checkpoint_is_named_and_the_older_one_used(named: str, engine
     older = checkpoint.save(run, engine, at(1), keep=2)
     newer = checkpoint.save(run, engine, at(2), keep=2)
     DAMAGES[named](newer)
-    assert checkpoint.newest_whole(run) == (older, [f"step-000002: {named}"])
+    found, [damaged] = checkpoint.newest_whole(run)
+    assert found == older
+    assert damaged.startswith(f"step-000002: {named}")
+    assert newer.is_dir()
 
 
 def test_no_whole_checkpoint_is_an_error_that_says_why(engine: Engine, run: RunFolder) -> None:
@@ -112,17 +125,55 @@ def test_no_whole_checkpoint_is_an_error_that_says_why(engine: Engine, run: RunF
         checkpoint.newest_whole(run)
 
 
-def test_a_full_disk_leaves_no_half_checkpoint(engine: Engine, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_half_checkpoint(engine: Engine, run: RunFolder) -> None:
     kept = checkpoint.save(run, engine, at(1), keep=1)
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(RunError, match="the disk is full"):
+    with using(Failing(10, errno.ENOSPC)), pytest.raises(RunError, match="the disk is full"):
         checkpoint.save(run, engine, at(2), keep=1)
     assert list(run.checkpoints.iterdir()) == [kept]
     assert checkpoint.damage(kept) == ""
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nothing_that_is_not_finite_is_ever_saved(value: float, engine: Engine, examples: list[TokenizedExample], run: RunFolder) -> None:
+    train(engine, examples, 1)
+    name, weight = next(iter(engine.masters.weights.items()))
+    for tensor, said in ((weight.data, name), (engine.optimizer.state[weight]["exp_avg"], f"{name}/exp_avg")):
+        kept = float(tensor.view(-1)[3])
+        tensor.view(-1)[3] = value
+        with pytest.raises(NotFiniteError, match=re.escape(f"{said} holds values that are not finite")):
+            checkpoint.save(run, engine, PLACE, keep=2)
+        assert list(run.checkpoints.iterdir()) == []
+        tensor.view(-1)[3] = kept
+    checkpoint.save(run, engine, PLACE, keep=2)
+
+
+def test_finite_values_whose_sum_is_not_are_saved(engine: Engine, run: RunFolder) -> None:
+    next(iter(engine.masters.weights.values())).data.fill_(3e38)
+    checkpoint.save(run, engine, PLACE, keep=2)
+
+
+@pytest.mark.parametrize("shard_bytes", [2 * 10**9, 60_000])
+def test_a_full_checkpoint_is_a_model_that_transformers_loads(
+    shard_bytes: int, examples: list[TokenizedExample], run: RunFolder, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("luthier.models.save.SHARD_BYTES", shard_bytes)
+    engine, other = (Engine.open(str(tiny_model), full=True) for _ in range(2))
+    engine.model.get_input_embeddings().weight.requires_grad_(False)
+    other.model.get_input_embeddings().weight.requires_grad_(False)
+    train(engine, examples, 2)
+    path = checkpoint.save(run, engine, PLACE, keep=2)
+    files = sorted(file.name for file in path.glob("model*"))
+    assert files == ["model.safetensors"] if shard_bytes > 10**6 else len(files) > 2 and files[-1] == "model.safetensors.index.json"
+    loaded, report = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert all(torch.equal(loaded.get_parameter(name), weight) for name, weight in engine.model.named_parameters())
+    checkpoint.load(path, other)
+    assert train(engine, examples, 2) == train(other, examples, 2)
+    # What the run leaves in the end is cut alike.
+    engine.save_state(run.model)
+    assert sorted(file.name for file in run.model.glob("model*")) == files
+    assert all(torch.equal(AutoModelForCausalLM.from_pretrained(run.model).get_parameter(n), w) for n, w in engine.model.named_parameters())
 
 
 def test_another_models_checkpoint_is_refused(engine: Engine, run: RunFolder, tiny_model: Path) -> None:

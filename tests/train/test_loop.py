@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from luthier.engine import Engine
-from luthier.errors import LuthierError, RunError
+from luthier.errors import LuthierError, NotFiniteError
 from luthier.records import StepReport, TokenizedExample, UpdateLoss
 from luthier.run_folder import RunFolder
 from luthier.stopping import stopping_on_signals
@@ -46,11 +46,12 @@ def test_a_loss_that_is_no_number_names_the_rows_and_leaves_no_checkpoint(engine
     def save(report: StepReport) -> None:
         checkpoint.save(run, engine, Place(report.step, "d", 0, "fp32"), keep=9)
 
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(NotFiniteError) as caught:
         fit(engine, examples, save, poison)
     rows = [examples[place].source for place in loop.order.update_rows(10, 4, 0, 4, 20)]
     assert caught.value.where == f"step 5 (rows {', '.join(map(str, rows))})"
     assert "the loss is nan and the gradient norm nan: 3 updates in a row" in caught.value.problem
+    assert caught.value.exit_code == 6
     assert [path.name for path in checkpoint.list_checkpoints(run)] == ["step-000001", "step-000002"]
 
 
@@ -64,7 +65,7 @@ def test_nothing_of_an_update_that_is_not_finite_is_kept(engine: Engine, example
         return measured
 
     monkeypatch.setattr(engine, "forward_backward", exploding)
-    with pytest.raises(RunError, match="the gradient norm inf"):
+    with pytest.raises(NotFiniteError, match="the gradient norm inf"):
         fit(engine, examples)
     assert all(torch.equal(one, other) for one, other in zip(before, engine.trained_parameters, strict=True))
 

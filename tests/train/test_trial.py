@@ -1,17 +1,17 @@
 """The worst update is tried before the first: measured, kept, and nothing is learned from it."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from luthier.engine import Engine
-from luthier.errors import RunError
+from luthier.engine import Engine, update
+from luthier.engine.batches import Document
+from luthier.engine.packed import Packed
 from luthier.records import TokenizedExample
 from luthier.train import trial
-
-SMALLER = "training.micro_batch_tokens: 2048"
 
 
 def test_the_longest_rows_are_the_worst() -> None:
@@ -21,7 +21,7 @@ def test_the_longest_rows_are_the_worst() -> None:
 
 def test_it_is_measured_and_changes_nothing(engine: Engine, examples: list[TokenizedExample], tmp_path: Path) -> None:
     before = [parameter.detach().clone() for parameter in engine.trained_parameters]
-    measured = trial.measure(engine, examples[:4], tmp_path / "trials" / "one.json", SMALLER)
+    measured = trial.measure(engine, examples[:4], tmp_path / "trials" / "one.json")
     assert (measured.rows, measured.tokens) == (4, sum(len(example.token_ids) for example in examples[:4]))
     assert measured.peak_bytes > 10_000_000
     assert measured.seconds > 0
@@ -33,9 +33,9 @@ def test_what_was_measured_is_not_measured_again(
     engine: Engine, examples: list[TokenizedExample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "one.json"
-    first = trial.measure(engine, examples[:2], path, SMALLER)
+    first = trial.measure(engine, examples[:2], path)
     monkeypatch.setattr(engine, "forward_backward", None)
-    assert trial.measure(engine, examples[:2], path, SMALLER) == first
+    assert trial.measure(engine, examples[:2], path) == first
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '{"rows": 1}', "[1]"])
@@ -44,8 +44,8 @@ def test_a_file_that_is_not_whole_is_measured_and_written_again(
 ) -> None:
     path = tmp_path / "one.json"
     path.write_text(content)
-    measured = trial.measure(engine, examples[:2], path, SMALLER)
-    assert trial.measure(engine, examples[:2], path, SMALLER) == measured
+    measured = trial.measure(engine, examples[:2], path)
+    assert trial.measure(engine, examples[:2], path) == measured
 
 
 def test_another_setting_machine_or_row_has_a_trial_of_its_own(examples: list[TokenizedExample], tmp_path: Path) -> None:
@@ -56,19 +56,22 @@ def test_another_setting_machine_or_row_has_a_trial_of_its_own(examples: list[To
     assert len({name({"batch_size": 4}, examples[:2]), name({"batch_size": 8}, examples[:2]), name({"batch_size": 4}, examples[:3])}) == 3
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
-def test_too_little_memory_leads_to_a_smaller_update(
-    engine: Engine, examples: list[TokenizedExample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+def test_what_was_found_with_less_memory_is_looked_for_again(
+    engine: Engine, examples: list[TokenizedExample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(rows: list[TokenizedExample]) -> None:
-        raise error
+    honest = update.run_packed
 
-    monkeypatch.setattr(engine, "forward_backward", fail)
-    with pytest.raises(RunError) as caught:
-        trial.measure(engine, examples[:2], tmp_path / "one.json", SMALLER)
-    assert "the memory is not enough for an update of 2 rows" in caught.value.problem
-    assert caught.value.next_step == SMALLER
+    def limited(model: Any, documents: list[Document], layout: Packed) -> torch.Tensor:
+        if sum(len(one.inputs) for one in documents) > 30:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return honest(model, documents, layout)
+
+    monkeypatch.setattr(update, "run_packed", limited)
+    trial.measure(engine, examples[:8], tmp_path / "one.json")
+    assert engine.micro_batch_tokens <= 30
     assert not (tmp_path / "one.json").exists()
+    trial.measure(engine, examples[:8], tmp_path / "one.json")
+    assert (tmp_path / "one.json").exists()
 
 
 def test_another_error_stays_what_it_is(engine: Engine, examples: list[TokenizedExample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,4 +80,4 @@ def test_another_error_stays_what_it_is(engine: Engine, examples: list[Tokenized
 
     monkeypatch.setattr(engine, "forward_backward", fail)
     with pytest.raises(RuntimeError, match="mat1"):
-        trial.measure(engine, examples[:2], tmp_path / "one.json", SMALLER)
+        trial.measure(engine, examples[:2], tmp_path / "one.json")

@@ -1,15 +1,18 @@
 """The table of commands, and the one place where an error becomes a line and an exit code."""
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from luthier.cli import data, demo, machine, making, merging, models, project, runs, tokenizers, training
-from luthier.errors import LuthierError
+from luthier.cli import data, demo, machine, making, merging, models, project, runs, tokenizers, training, verifying
+from luthier.errors import LuthierError, MachineError, is_shortage
+from luthier.stopping import EndedAtOnce, ending_on_signals
 from luthier.version import VERSION
 
 Command = Callable[..., None]
@@ -21,6 +24,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "init": (project.init, "Start"),
     "doctor": (machine.doctor, "Start"),
     "plan": (training.plan, "Train"),
+    "verify": (verifying.verify, "Train"),
     "train": (training.train, "Train"),
     "eval": (training.evaluate, "After training"),
     "chat": (training.chat, "After training"),
@@ -37,8 +41,24 @@ GROUPS: dict[str, tuple[dict[str, Command], str, str]] = {
 }
 
 
+class _Ended(Exception):
+    """A signal, on its way through typer, which would make 130 of each."""
+
+    def __init__(self, error: KeyboardInterrupt) -> None:
+        super().__init__(str(error))
+        self.exit_code = 128 + (error.signal if isinstance(error, EndedAtOnce) else signal.SIGINT)
+
+
+class _Verbs(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Ended(error) from error
+
+
 def _build() -> typer.Typer:
-    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich", help=HELP)
+    app = typer.Typer(cls=_Verbs, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich", help=HELP)
     app.callback()(_root)
     for name, (function, panel) in COMMANDS.items():
         app.command(name, rich_help_panel=panel)(function)
@@ -74,16 +94,17 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 a problem in data, model or run, 2 called wrongly, 3 do not train on these rows, 130 Ctrl-C."""
+    """Run the command line. Exit codes: docs/runs.md lists them."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # What libraries announce to each other is nothing that a user can mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\b")
     debug = "--debug" in sys.argv
     # --debug counts anywhere in the line, not only before the verb.
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    arguments = training.with_run_to_resume([argument for argument in sys.argv[1:] if argument != "--debug"])
     try:
-        _build()(args=arguments, prog_name="luthier")
+        with ending_on_signals():
+            _build()(args=arguments, prog_name="luthier")
     except LuthierError as error:
         if debug:
             raise
@@ -94,15 +115,25 @@ def main() -> None:
             raise
         typer.echo(f'luthier: {error.name} is not installed, and this verb needs it\n  Try: pip install "luthier[train]"', err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("luthier: stopped", err=True)
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except (_Ended, EndedAtOnce) as error:
+        ended = error if isinstance(error, _Ended) else _Ended(error)
+        typer.echo(f"luthier: {ended}", err=True)
+        sys.exit(ended.exit_code)
+    except OSError as error:
+        if debug:
+            raise
+        typer.echo(
+            f"luthier: {error.filename or 'this machine'}: {error.strerror or error}\n"
+            "  Try: more room or other rights there; LUTHIER_HOME=FOLDER and TMPDIR=FOLDER name other places for the cache and for temporary files",
+            err=True,
+        )
+        sys.exit(1)
     except Exception as error:
         if debug:
             raise
+        if is_shortage(error):
+            typer.echo(f"luthier: the memory is not enough ({error})\n  Try: a smaller model, shorter rows, or a machine with more memory", err=True)
+            sys.exit(MachineError.exit_code)
         typer.echo(
             f"luthier: a fault of ours: {type(error).__name__}: {error}\n  Try: the same command with --debug, and report what it shows", err=True
         )

@@ -7,7 +7,7 @@ import typer
 
 from luthier.cli.loading import heavy_imports
 from luthier.cli.terminal import Terminal, print_json, short
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, VerificationFailed
 
 if TYPE_CHECKING:
     from luthier.recipes.demo import Outcome
@@ -30,13 +30,17 @@ def demo(
     outcome = recipe.demo(terminal, output_dir=output_dir, max_steps=max_steps, rows=rows)
     run = outcome.run
     if as_json:
-        print_json({"run": str(run.path), "scorecard": outcome.scorecard.models, "parity": outcome.parity, "seconds": outcome.seconds})
+        told = {"verified": outcome.verdict.as_json(), "seconds": outcome.seconds}
+        print_json({"run": str(run.path), "scorecard": outcome.scorecard.models, "parity": outcome.parity, **told})
     else:
         _show(terminal, outcome)
     if not outcome.parity.passed:
         raise LuthierError(
             "the merged model does not answer as the trained one does", where=str(run.parity), next_step=f"luthier export {run.path} --precision fp32"
         )
+    if not outcome.verdict.passed:
+        failed = next(proof for proof in outcome.verdict.proofs if proof.status == "failed")
+        raise VerificationFailed(f"{failed.check}: {failed.evidence}", where=str(run.verified), next_step=failed.next_step)
 
 
 def _show(terminal: Terminal, outcome: "Outcome") -> None:
@@ -46,6 +50,8 @@ def _show(terminal: Terminal, outcome: "Outcome") -> None:
     terminal.say(
         f"merged model  {path / 'merged'}  ({parity.greedy_agreement:.0%} of its answers equal the trained model's, mean KL {parity.mean_kl:.1e})"
     )
+    checks = ", ".join(proof.check for proof in outcome.verdict.proofs if proof.status == "passed")
+    terminal.say(f"verified      {checks}  ({outcome.verdict.seconds:.0f} s; luthier verify {path} tries everything)")
     terminal.say(f"report        {path / 'report.html'}")
     terminal.say(f"settings      {path / 'demo.yaml'}  (what you would write)")
     change = {name: " -> ".join(f"{models[model][name].value:.0%}" for model in models) for name in ("exact_match", "valid_json")}

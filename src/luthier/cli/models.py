@@ -1,31 +1,60 @@
 """luthier models list | show | fetch, and luthier cache ls | clean."""
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from luthier.cli import choosing
 from luthier.cli.terminal import Terminal, print_json
 from luthier.errors import CallError
+
+if TYPE_CHECKING:
+    from luthier.models.catalog import ModelCard
 
 Name = Annotated[str, typer.Argument(help="A name of the catalog, a hub id or a folder.")]
 ROWS = "rows-and-tokens"
 Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 
-def list_models(as_json: Json = False) -> None:
-    """The catalog.
+def list_models(
+    size: Annotated[str, typer.Option(help="Parameters: 7B, 1B-8B, -3B or 30B-.")] = "",
+    license_name: Annotated[str, typer.Option("--license", help="A license, or a part of its name.")] = "",
+    language: Annotated[str, typer.Option(help="A language's code (en, de ...).")] = "",
+    context: Annotated[int, typer.Option(help="Tokens of context, at least; with YaRN where the model has it.")] = 0,
+    family: Annotated[str, typer.Option(help="A family, or a part of its name.")] = "",
+    base: Annotated[bool, typer.Option("--base", help="Base versions only.")] = False,
+    instruct: Annotated[bool, typer.Option("--instruct", help="Instruct versions only.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The catalog, or what is left of it by size, license, language, context, family and kind.
 
-    Example: luthier models list
+    Example: luthier models list --size 1B-8B --license apache --instruct
     """
     from luthier.models import catalog
+    from luthier.models.selection import Wanted, select
 
-    cards = catalog.cards()
+    kind: catalog.Kind | None = None if base == instruct else "base" if base else "instruct"
+    cards = select(catalog.cards(), Wanted(size, license_name, language, context, family, kind))
     if as_json:
-        print_json([{"name": card.name, "parameters": card.facts.parameters, "license": card.license, "summary": card.summary} for card in cards])
+        print_json([_row(card) for card in cards])
         return
-    rows = [[card.name, f"{card.facts.parameters / 1e6:,.0f} M", f"{card.facts.context:,}", card.license, card.summary] for card in cards]
+    if not cards:
+        Terminal().say("no model of the catalog is like that (luthier models list shows all)")
+        return
+    rows = [[card.name, _count(card), f"{card.facts.context:,}", card.license, card.summary] for card in cards]
     Terminal().table(["name", "parameters", "context", "license", "what"], rows)
+
+
+def _row(card: "ModelCard") -> dict[str, Any]:
+    named = ("name", "family", "kind", "hub", "license", "languages", "summary", "unverified")
+    sizes = {"parameters": card.facts.parameters, "active_parameters": card.facts.active_parameters, "context": card.facts.context}
+    return {**{name: getattr(card, name) for name in named}, **sizes}
+
+
+def _count(card: "ModelCard") -> str:
+    active = f" ({card.facts.active_parameters / 1e9:.1f} B active)" if card.has_experts else ""
+    return f"{card.facts.parameters / 1e6:,.0f} M{active}"
 
 
 def show(name: Name, as_json: Json = False) -> None:
@@ -41,7 +70,13 @@ def show(name: Name, as_json: Json = False) -> None:
         return
     terminal = Terminal()
     for key, value in known.items():
-        terminal.say(f"{key:<16} {value}")
+        terminal.say(f"{key:<16} {_in_words(value)}")
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"MMLU {value['mmlu']} ({value['of']} version; {value['source']})"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def fetch(name: Name) -> None:
@@ -91,5 +126,5 @@ def cache_clean(
     Terminal().say(f"freed {freed / 1e6:,.0f} MB")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"list": list_models, "show": show, "fetch": fetch}
+COMMANDS: dict[str, Callable[..., None]] = {"list": list_models, "show": show, **choosing.COMMANDS, "fetch": fetch}
 CACHE_COMMANDS: dict[str, Callable[..., None]] = {"ls": cache_list, "clean": cache_clean}

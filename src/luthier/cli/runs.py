@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from luthier import files, run_folder
+from luthier import files, run_folder, run_lock
 from luthier.cli.terminal import Terminal, print_json
 from luthier.run_folder import RunFolder
 
@@ -61,18 +61,21 @@ def remove(
     Example: luthier runs rm demo-2026-11-22-1431
     """
     run = run_folder.open_run(name, output_dir)
+    run_lock.require_free(run.path)
     if not yes and not typer.confirm(f"Delete {run.path} ({files.folder_bytes(run.path) / 1e6:,.0f} MB)?"):
         raise typer.Exit(1)
-    files.remove_folder(run.path)
+    with run_lock.held(run.path, "rm"):
+        files.remove_folder(run.path)
     Terminal().say(f"deleted {run.path}")
 
 
 def _summary(run: RunFolder) -> dict[str, object]:
-    steps = run.read_metrics("train")
+    steps, holder = run.read_metrics("train"), run_lock.holder(run.path)
+    at_rest = "finished" if run.trained.is_dir() else "not finished"
     return {
         "name": run.name,
         "path": str(run.path),
-        "state": "finished" if run.trained.is_dir() else "not finished",
+        "state": f"running ({holder.doing})" if holder else at_rest,
         "steps": steps[-1]["step"] if steps else 0,
         "loss": round(steps[-1]["loss"], 4) if steps else None,
         "megabytes": round(files.folder_bytes(run.path) / 1e6, 1),

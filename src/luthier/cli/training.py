@@ -57,32 +57,52 @@ def plan(config: ConfigFile, overrides: Overrides = None, as_json: Json = False)
 def train(
     config: Annotated[Path | None, typer.Argument(help="The settings file, such as luthier.yaml.")] = None,
     overrides: Overrides = None,
-    resume: Annotated[str | None, typer.Option(help="Go on with a run that was stopped: its folder, its name, or last.")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(help="Go on with a run that was stopped: its folder, its name, or last; without a RUN: the newest stopped one of CONFIG."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune as a settings file says.
 
     Example: luthier train my-project/luthier.yaml training.learning_rate=1e-4
     """
-    if (config is None) == (resume is None):
+    if config is None and resume and Path(resume).is_file():
+        config, resume = Path(resume), ""  # --resume CONFIG
+    if config is None and not resume:
         raise CallError(
             "a settings file is needed, or --resume RUN (which has its own)", where="luthier train", next_step="luthier train luthier.yaml"
         )
     from luthier.config.load import load_config
 
-    stopped = run_folder.open_run(resume) if resume else None
-    if stopped and stopped.trained.is_dir():
-        raise CallError("this run has ended", where=str(stopped.path), next_step="for more epochs or rows, start a run with init_from: this one")
-    loaded = load_config(stopped.config if stopped else Path(str(config)), overrides)
+    loaded = load_config(config, overrides) if config else None
+    stopped = run_folder.open_run(resume, Path(loaded.beside(loaded.settings.output_dir)) if loaded else Path("runs")) if resume else None
     terminal = Terminal(quiet=as_json)
     with heavy_imports():
         from luthier.recipes import training
 
-    run = training.fit(loaded, terminal, resume=stopped)
+    if stopped and loaded is None:
+        loaded = load_config(stopped.config, overrides)
+    assert loaded is not None
+    run = training.fit(loaded, terminal, resume=stopped or (training.newest_stopped(loaded) if resume == "" else None))
     if as_json:
         print_json({"run": str(run.path), run.trained.name: str(run.trained), "report": str(run.report)})
         return
     terminal.say(f"run: {run.path}\nNext: luthier eval {run.path}   luthier chat {run.path}   luthier export {run.path}")
+
+
+def with_run_to_resume(arguments: list[str]) -> list[str]:
+    """The same arguments where --resume has a value: "" where no run follows it, but nothing, an option or an override.
+
+    typer knows no option whose value may be left out.
+    """
+    if arguments[:1] != ["train"]:
+        return arguments
+    following = [*arguments[1:], "--"]
+    return [
+        "--resume=" if argument == "--resume" and (after.startswith("-") or ("=" in after and not run_folder.is_run(after))) else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
 
 
 def evaluate(

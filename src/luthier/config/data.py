@@ -46,6 +46,9 @@ class DataSettings(Section):
     eval: Text | SourceSettings | None = Field(
         "5%", description="rows held out: a share of the training rows (5%), a file (or {path: ..., split: ..., columns: ...}), or null for none"
     )
+    max_rows: int | None = Field(
+        None, ge=1, description="use at most so many training rows, and at most so many held-out ones, drawn by the seed; null: all"
+    )
     format: FormatName | Auto = Field("auto", description="how a row is built; auto finds it from the columns and says what it found")
     columns: dict[Text, Name] = Field({}, description="our name of a column -> its name in the files, such as {question: Frage, answer: Antwort}")
     strict: bool = Field(
@@ -55,7 +58,9 @@ class DataSettings(Section):
     )
     encoding: Text = Field("utf-8", description="how text files are encoded")
     tree_paths: Literal["best", "all"] = Field("best", description="of a tree of messages (OpenAssistant): the best-ranked answers, or every path")
-    max_length: Annotated[int, Field(ge=8)] | Auto = Field("auto", description="longest row in tokens; auto is the model's context, at most 2048")
+    max_length: Annotated[int, Field(ge=8, le=100_000_000)] | Auto = Field(
+        "auto", description="longest row in tokens; auto is the model's context, at most 2048"
+    )
     too_long: Literal["error", "drop", "split", "truncate"] = Field(
         "error",
         description="rows over max_length: error sets up to 1 % aside as rejected and stops above that; drop sets all aside; "

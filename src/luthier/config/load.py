@@ -32,6 +32,7 @@ class Config:
     file: Path
     given: dict[str, str]  # dotted name -> where it was given ("luthier.yaml:7" or "command line")
     notes: list[str]
+    asked: Settings | None = None  # as they were, where an earlier adapter has decided some of them since
 
     def beside(self, path: str) -> str:
         """A path of the settings as seen from here: relative ones are relative to the file, as its author meant them."""
@@ -414,14 +415,6 @@ def _check_together(settings: Settings, places: Mapping[str, str], file: Path) -
     if settings.method == "full" and settings.freeze.embeddings and settings.tokenizer.add_special_tokens:
         refuse("freeze.embeddings", "the rows of added tokens would stay as they were drawn", "freeze: {embeddings: false}, or add no tokens")
     training = settings.training
-    if "training.save_steps" in places and training.save_strategy != "steps":
-        refuse(
-            "training.save_steps",
-            f"save_steps has no effect with save_strategy: {training.save_strategy}",
-            "set save_strategy: steps, or take save_steps out",
-        )
-    if "training.save_total_limit" in places and training.save_strategy == "no":
-        refuse("training.save_total_limit", "save_total_limit has no effect with save_strategy: no", "take one of the two out")
     if "training.warmup_steps" in places and training.warmup_steps is not None and "training.warmup_ratio" in places:
         refuse("training.warmup_steps", "warmup_steps and warmup_ratio both say how long the rate rises", "keep one of the two")
     if settings.lora.lora_dropout and training.share_prefixes and "training.share_prefixes" in places:
@@ -432,8 +425,6 @@ def _check_together(settings: Settings, places: Mapping[str, str], file: Path) -
         )
     for name, problem, next_step in [*training_rules.clashes(settings, places), *lora_rules.clashes(settings, places)]:
         refuse(name, problem, next_step)
-    if settings.report_to:
-        refuse("report_to", f"trackers ({', '.join(settings.report_to)}) are not in this version", "report_to: [] (metrics.jsonl is always written)")
     if settings.data.eval is None and settings.evaluation.every_steps:
         refuse("evaluation.every_steps", "every_steps has no effect with data.eval: null", "set data.eval: 5%, or take every_steps out")
 

@@ -117,7 +117,6 @@ def of_schedule(arguments: Any) -> dict[str, Any]:
     return settings
 
 
-HELD_OUT_LOSS = "evaluation.every_steps: 50 shows the held-out loss as it falls"
 PUSH = "a training run sends nothing anywhere; nearest: luthier export RUN, then hf upload"
 
 MOVES = {
@@ -149,9 +148,7 @@ MOVES = {
     "dataloader_pin_memory": Move("", lambda _: None),
     "tf32": Move("", _only((False,), "tf32 does not exist here; nearest: training.precision: bf16")),
     "torch_compile": Move("", _only((False,), "compilation does not exist here; leave it out")),
-    "load_best_model_at_end": Move("", _absent(f"the last weights are kept; nearest: {HELD_OUT_LOSS}")),
-    "metric_for_best_model": Move("", _absent(f"no checkpoint is chosen by a metric; nearest: {HELD_OUT_LOSS}")),
-    "greater_is_better": Move("", _absent(f"no checkpoint is chosen by a metric; nearest: {HELD_OUT_LOSS}")),
+    "metric_for_best_model": Move("training.metric_for_best_model", lambda name: str(name).removeprefix("eval_")),
     "push_to_hub": Move("", _absent(PUSH)),
     "hub_model_id": Move("", _absent(PUSH)),
     "hub_token": Move("", _absent(PUSH)),

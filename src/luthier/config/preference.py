@@ -36,5 +36,14 @@ READ = {
 BETA = {"dpo": 0.1, "simpo": 2.0, "kto": 0.1}
 # The format of the rows that each objective learns from.
 ROWS = {"dpo": "preference", "orpo": "preference", "simpo": "preference", "kto": "kto"}
+# What the held-out rows give beside the loss, by TRL's names.
+_SIDES = ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected")
+MEASURED = {
+    "sft":   (),
+    "dpo":   (*_SIDES, "rewards/accuracies"),
+    "orpo":  (*_SIDES, "rewards/accuracies"),
+    "simpo": (*_SIDES, "rewards/accuracies"),
+    "kto":   (*_SIDES, "kl"),
+}  # fmt: skip
 # Objectives that compare with the model before the training.
 REFERENCED = {"dpo", "kto"}

@@ -36,11 +36,11 @@ class TokenizerSettings(Section):
 class TrainingSettings(Section):
     """How the rows become updates. Names are those of Transformers' TrainingArguments, but for batch_size."""
 
-    batch_size: Annotated[int, Field(ge=1)] | Auto = Field(
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] | Auto = Field(
         "auto", description="examples per update, over all devices; how it is cut is the engine's business"
     )
-    num_train_epochs: float = Field(3, gt=0, description="passes over the training rows")
-    max_steps: int | None = Field(None, ge=1, description="stop after this many updates, whatever num_train_epochs says")
+    num_train_epochs: float = Field(3, gt=0, le=1_000_000, description="passes over the training rows")
+    max_steps: int | None = Field(None, ge=1, le=1_000_000_000, description="stop after this many updates, whatever num_train_epochs says")
     learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = Field("auto", description="peak rate, after warm-up")
     learning_rates: dict[Expression, Annotated[float, Field(gt=0)]] = Field(
         {}, description="other rates for some weights: {regular expression: factor on learning_rate}, {embed_tokens|lm_head: 0.1}"
@@ -80,7 +80,7 @@ class TrainingSettings(Section):
         "more time; auto: only where the run does not fit without; the result is the same",
     )
     share_prefixes: bool = Field(True, description="compute what rows of an update begin with once (exact; off: every row by itself)")
-    micro_batch_tokens: Annotated[int, Field(ge=1)] | Auto = Field(
+    micro_batch_tokens: Annotated[int, Field(ge=1, le=1_000_000_000)] | Auto = Field(
         "auto", description="tokens that go through the model at once; auto: 4096, or the most that fits; changes speed and memory, not the result"
     )
     compile: Literal["auto", "on", "off"] = Field(
@@ -101,11 +101,22 @@ class TrainingSettings(Section):
         description="keep what the layers below the lowest trained one give on disk, and do not run them again (exact); "
         "pays where lora.layers_to_transform leaves many of them out",
     )
+    deterministic: bool = Field(
+        False,
+        description="on a GPU only operations that give the same bits every time, and none of the faster others; a CPU does so anyway (docs/runs.md)",
+    )
     rows_file: bool = Field(False, description="also write rows.jsonl: the mean loss of every row at every update")
     logging_steps: int = Field(10, ge=1, description="updates between two printed lines (metrics.jsonl has every update)")
     save_strategy: Literal["no", "steps", "epoch"] = Field("steps", description="when checkpoints are written")
     save_steps: int = Field(100, ge=1, description="updates between two checkpoints")
-    save_total_limit: int = Field(2, ge=1, description="checkpoints that are kept")
+    save_minutes: float | None = Field(None, gt=0, description="also write a checkpoint so many minutes after the last one; null: not by time")
+    save_total_limit: int = Field(2, ge=1, description="checkpoints that are kept, the newest; the best are kept beside them")
+    save_best: bool = Field(False, description="also write a checkpoint where a measurement of the held-out rows is among the best so far")
+    metric_for_best_model: Text = Field("loss", description="the held-out number that says which is best: loss, or one of the objective's")
+    greater_is_better: bool | None = Field(None, description="whether a greater metric_for_best_model is better; null: true but for loss and kl")
+    keep_best: int = Field(1, ge=1, description="best checkpoints that are kept")
+    load_best_model_at_end: bool = Field(False, description="what the run leaves is its best checkpoint, not the last (and save_best)")
+    async_save: bool = Field(True, description="training goes on while a checkpoint is written, which takes memory for a copy of what is trained")
 
     @model_validator(mode="before")
     @classmethod
@@ -164,12 +175,19 @@ class Settings(Section):
     evaluation: EvaluationSettings = EvaluationSettings()
     init_from: Text | None = Field(None, description="a run whose adapter or model is the starting point (new rows or more epochs)")
     output_dir: Text = Field("runs", description="parent folder; each run makes its own folder in it")
+    resume: Literal["auto", "never"] = Field(
+        "never",
+        description="auto: where a run of these settings in output_dir has not ended, luthier train goes on with it (for jobs that are "
+        "started again); never: only where --resume says so",
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
     max_memory: Size | None = Field(
         None, description="most memory that a run may take (3GB; the GPU's where one is used), one that needs more is not begun; null: the machine's"
     )
-    report_to: list[str] = Field([], description="[]: there are no trackers in this version; metrics.jsonl is always written")
-    seed: int = Field(0, ge=0, description="every random draw comes from this number")
+    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        [], description="trackers that are told of every row of metrics.jsonl, which is always written (docs/runs.md); []: none"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="every random draw comes from this number")
 
     @property
     def virtual_tokens(self) -> int:

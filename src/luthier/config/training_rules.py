@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+from luthier.config.preference import MEASURED
 from luthier.config.settings import Settings
 
 # setting (of training)   the one value of another setting beside which it is read
@@ -30,6 +31,7 @@ def clashes(settings: Settings, given: Mapping[str, str]) -> Iterator[tuple[str,
     yield from _of_schedule(settings, given)
     yield from _of_optimizer(settings, given)
     yield from _of_noise(settings, given)
+    yield from _of_saving(settings, given)
     yield from _of_frozen_layers(settings)
     if settings.objective != "sft" and "data.loss_on" in given:
         yield "data.loss_on", f"objective: {settings.objective} trains the answers that are judged, and nothing else", "take loss_on out"
@@ -67,6 +69,29 @@ def _of_noise(settings: Settings, given: Mapping[str, str]) -> Iterator[tuple[st
         yield "training.share_prefixes", "each row has noise of its own, so nothing is shared beside neftune_noise_alpha", "take one of the two out"
     if training.neftune_noise_alpha and training.cache_frozen_layers:
         yield "training.cache_frozen_layers", "beside neftune_noise_alpha the frozen layers give others at every update", "take one of the two out"
+
+
+def _of_saving(settings: Settings, given: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    training, objective = settings.training, settings.objective
+    strategy, saves_best = training.save_strategy, training.save_best or training.load_best_model_at_end
+    if "training.save_steps" in given and strategy != "steps":
+        yield "training.save_steps", f"save_steps has no effect with save_strategy: {strategy}", "set save_strategy: steps, or take save_steps out"
+    if strategy == "no" and training.save_minutes is None and not saves_best:
+        for name in ("save_total_limit", "async_save"):
+            if f"training.{name}" in given:
+                yield f"training.{name}", f"{name} has no effect with save_strategy: no", "take one of the two out"
+    if not saves_best:
+        for name in ("metric_for_best_model", "greater_is_better", "keep_best"):
+            if f"training.{name}" in given:
+                yield f"training.{name}", f"{name} has no effect without save_best", f"save_best: true, or take {name} out"
+        return
+    asked = "load_best_model_at_end" if training.load_best_model_at_end else "save_best"
+    if settings.data.eval is None or settings.evaluation.every_steps is None:
+        lack = "data.eval: null" if settings.data.eval is None else "evaluation.every_steps: null"
+        yield f"training.{asked}", f"with {lack} there are no measurements to choose from", f"give {lack.partition(':')[0]}, or take {asked} out"
+    known = ("loss", *MEASURED[objective])
+    if (metric := training.metric_for_best_model) not in known:
+        yield "training.metric_for_best_model", f"{metric} is not measured with objective: {objective}", f"one of: {', '.join(known)}"
 
 
 def _of_frozen_layers(settings: Settings) -> Iterator[tuple[str, str, str]]:

@@ -46,14 +46,19 @@ class Encoded:
     sha256: str  # of all token ids and marks, in order
 
 
-def encode(source: Ingested, tokenizer: Any, how: How, reporter: Reporter) -> Encoded:
-    """All rows of a source as tokens, from the cache where it has them whole."""
-    key = hashlib.sha256("\0".join([source.key, tokenizer_hash(tokenizer), repr(how), code_version()]).encode()).hexdigest()
+def encode(source: Ingested, tokenizer: Any, how: How, reporter: Reporter, only: Sequence[int] | None = None) -> Encoded:
+    """All rows of a source as tokens (or `only` these, by their numbers), from the cache where it has them whole."""
+    some = "" if only is None else repr(list(only))
+    key = hashlib.sha256("\0".join([source.key, tokenizer_hash(tokenizer), repr(how), code_version(), some]).encode()).hexdigest()
     place = folder() / f"tokens-{key[:32]}"
 
     def fill(staging: Path) -> None:
-        with reporter.bar(f"tokenizing {source.rows.name}", max(1, len(source.rows))) as bar:
-            _write(staging, source.rows, tokenizer, how, bar)
+        count = len(source.rows) if only is None else len(only)
+        with reporter.bar(f"tokenizing {source.rows.name}", max(1, count)) as bar:
+            if only is None:
+                _write(staging, source.rows, tokenizer, how, bar)
+            else:
+                write_meta(staging, {"parts": [_write_part(staging, source.rows, tokenizer, how, only, bar.advance)] if only else []})
 
     meta = kept(place, fill)
     rejected = [tuple(entry) for part in meta["parts"] for entry in part["rejected"]]
@@ -71,11 +76,11 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 
 def _write(staging: Path, rows: store.RowFile, tokenizer: Any, how: How, bar: Bar) -> None:
-    ranges = [(start, min(start + PART_ROWS, len(rows))) for start in range(0, len(rows), PART_ROWS)]
+    ranges = [range(start, min(start + PART_ROWS, len(rows))) for start in range(0, len(rows), PART_ROWS)]
     workers = min(_cores(), len(ranges)) if len(rows) >= PARALLEL_ROWS else 1
     done = _by_processes(staging, rows, tokenizer, how, ranges, workers, bar) if workers > 1 else None
     if done is None:
-        done = [_write_part(staging, rows, tokenizer, how, *one, bar.advance) for one in ranges]
+        done = [_write_part(staging, rows, tokenizer, how, one, bar.advance) for one in ranges]
     write_meta(staging, {"parts": done})
 
 
@@ -83,17 +88,18 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _write_part(to: Path, rows: Sequence[Any], tokenizer: Any, how: How, start: int, end: int, advance: Callable[[int], None]) -> dict[str, Any]:
-    """Tokenize the rows from `start` to `end` (exclusive) into one token file; gives what meta.json says of it."""
-    name = f"part-{start:09d}.arrow"
+def _write_part(to: Path, rows: Sequence[Any], tokenizer: Any, how: How, places: Sequence[int], advance: Callable[[int], None]) -> dict[str, Any]:
+    """Tokenize the rows with these numbers (ascending) into one token file; gives what meta.json says of it."""
+    name = f"part-{places[0]:09d}.arrow"
     writer = store.Writer(to / name, store.TOKEN_SCHEMA, compressed=False)
     rejected: list[tuple[int, str, str]] = []
     prefix: list[int] | None = None
     seam = -1
     digest = hashlib.sha256()
-    for place in range(start, end):
-        if place % ADVANCE_EVERY_ROWS == 0:
-            advance(place)
+    before = places[0] if isinstance(places, range) else 0
+    for count, place in enumerate(places, before):
+        if count % ADVANCE_EVERY_ROWS == 0:
+            advance(count)
         result = tokenize(rows[place], tokenizer, how)
         if isinstance(result, Rejected):
             rejected.append((place, result.reason, result.detail))
@@ -128,7 +134,7 @@ def _common(parts: list[dict[str, Any]]) -> tuple[list[int], int]:
 
 
 def _by_processes(
-    staging: Path, rows: store.RowFile, tokenizer: Any, how: How, ranges: list[tuple[int, int]], workers: int, bar: Bar
+    staging: Path, rows: store.RowFile, tokenizer: Any, how: How, ranges: list[range], workers: int, bar: Bar
 ) -> list[dict[str, Any]] | None:
     """The same by several processes; None where they cannot be had or would not tokenize alike, and this process must do it."""
     home = staging / "job"
@@ -139,7 +145,8 @@ def _by_processes(
         for worker in range(workers):
             job = home / f"{worker}.json"
             settings = {"how": asdict(how), "rows": str(rows.path), "name": rows.name, "tokenizer": str(home / "tokenizer")}
-            files.write_json(job, {**settings, "hash": same, "ranges": ranges[worker::workers], "to": str(staging)})
+            own = [(one.start, one.stop) for one in ranges[worker::workers]]
+            files.write_json(job, {**settings, "hash": same, "ranges": own, "to": str(staging)})
             jobs.append(job)
         return _run(jobs, bar)
     finally:
@@ -200,7 +207,7 @@ def main(job: Path) -> int:
         return 1  # what was saved is not what the other process has: it must tokenize by itself
     rows = store.RowFile(Path(settings["rows"]), settings["name"])
     for start, end in settings["ranges"]:
-        part = _write_part(Path(settings["to"]), rows, tokenizer, How(**settings["how"]), start, end, lambda _: None)
+        part = _write_part(Path(settings["to"]), rows, tokenizer, How(**settings["how"]), range(start, end), lambda _: None)
         print(json.dumps({**part, "rows": end - start}), flush=True)
     return 0
 

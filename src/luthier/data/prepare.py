@@ -51,6 +51,7 @@ class Rows:
     sources: list[dict[str, Any]]  # a source each: file, rows, bytes, sha256, format, weight
     ingested: list[Ingested]
     every: AllRows
+    files: list[SourceFile]  # as they were when they were found
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +96,18 @@ def load_rows(settings: DataSettings, base: Path, seed: int, reporter: Reporter 
         notes += said
         shared = []
     places, not_drawn = _weighted(every, places, [file.settings.weight for file in train_files], seed)
+    places, held_out, too_many = _limited(places, held_out, settings.max_rows, seed)
 
     rows = Rows(
         train=Picked(every, places),
         held_out=Picked(every, held_out),
-        rejected=Rejections(sources, every, [*repeated, *shared, *not_drawn]),
+        rejected=Rejections(sources, every, [*repeated, *shared, *not_drawn, *too_many]),
         read=sum(source.meta["read"] for source in sources),
         notes=notes,
         sources=[_source(file, source) for file, source in zip([*train_files, *eval_files], sources, strict=True)],
         ingested=sources,
         every=every,
+        files=[*train_files, *eval_files],
     )
     _check_malformed(rows)
     _check_left(rows)
@@ -115,7 +118,8 @@ def _source(file: SourceFile, source: Ingested) -> dict[str, Any]:
     meta = source.meta
     weight = {} if file.settings.weight == 1 else {"weight": file.settings.weight}
     known = {"file": file.name, "rows": meta["read"], "bytes": meta["bytes"], "sha256": meta["sha256"], "format": meta["format"]}
-    return {**known, **weight, "path": str(file.place)}
+    # Wherever one stands: a run's own settings name its files by their whole path.
+    return {**known, **weight, "path": str(file.place.resolve())}
 
 
 def _distinct(every: AllRows, end: int) -> tuple[Places, list[SetAside]]:
@@ -199,6 +203,22 @@ def _weighted(every: AllRows, places: Places, weights: Sequence[float], seed: in
     return np.repeat(places, times), [said]
 
 
+def _limited(places: Places, held_out: Places, most: int | None, seed: int) -> tuple[Places, Places, list[SetAside]]:
+    """At most so many training rows and held-out rows, in their order, which the seed draws; and the others."""
+    if most is None:
+        return places, held_out, []
+    drawn = [_some(some, most, seed) for some in (places, held_out)]
+    left_out = np.setdiff1d(np.concatenate([places, held_out]), np.concatenate(drawn))
+    return drawn[0], drawn[1], [SetAside("not_drawn", left_out, lambda index: f"data.max_rows is {most}")]
+
+
+def _some(places: Places, most: int, seed: int) -> Places:
+    if len(places) <= most:
+        return places
+    draw = np.random.Generator(np.random.Philox(key=seed)).permutation(len(places))[:most]
+    return places[np.sort(draw)]
+
+
 def tokenize_rows(rows: Rows, tokenizer: Any, max_length: int, settings: DataSettings, reporter: Reporter | None = None) -> Prepared:
     """All rows as tokens. `max_length` is the longest row in tokens, with the room that `reserve_for_generation` asks for.
 
@@ -214,11 +234,13 @@ def tokenize_rows(rows: Rows, tokenizer: Any, max_length: int, settings: DataSet
         )
     how = How(max_length=limit, too_long=settings.too_long, loss_on=settings.loss_on)
     notes = [NO_SYSTEM] if any(row.turns[0].role == "system" for row in rows.train[:LISTED]) and not knows_system(tokenizer) else []
-    encoded = [encode(source, tokenizer, how, reporter or Silent()) for source in rows.ingested]
+    used = np.unique(np.concatenate([rows.train.places, rows.held_out.places]))
     starts = rows.every.starts.tolist()
+    # A draw from many rows: the others need not be tokenized.
+    only = [(_of_source(rows.every, used, number) - start).tolist() if settings.max_rows else None for number, start in enumerate(starts[:-1])]
+    encoded = [encode(source, tokenizer, how, reporter or Silent(), some) for source, some in zip(rows.ingested, only, strict=True)]
     store = TokenStore([(part, start) for source, start in zip(encoded, starts, strict=False) for part in source.parts], rows.every)
     lost = {start + place: (reason, detail) for source, start in zip(encoded, starts, strict=False) for place, reason, detail in source.rejected}
-    used = np.unique(np.concatenate([rows.train.places, rows.held_out.places]))
     gone = _gone(used, lost)
     left = replace(
         rows,

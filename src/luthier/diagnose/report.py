@@ -20,6 +20,7 @@ SHOWN_SAMPLES = 5
 LEAST_SHARED_CHARACTERS = 80
 # Curves of preference tuning, by TRL's names.
 JUDGMENTS = {"rewards/margins": "Margin of the rewards", "rewards/accuracies": "Pairs whose better answer has the higher reward"}
+RESULTS = {"passed": "pass", "failed": '<span class="bad">fail</span>', "not_for_this_config": "not for this config"}
 METRIC_NAMES = {"exact_match": "Exact match", "valid_json": "Valid JSON", "field_f1": "Field F1"}
 
 
@@ -130,8 +131,8 @@ def _steps(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def _points(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
-    """(step, value) of each row that has a finite value: one that is not would spoil every average after it."""
-    return finite([(float(row["step"]), float(row[key])) for row in rows])
+    """(step, value) of each row that has a finite value (null: it had none): one that is not would spoil every average after it."""
+    return finite([(float(row["step"]), float(row[key])) for row in rows if row[key] is not None])
 
 
 def _before_and_after(run: RunFolder) -> str:
@@ -300,6 +301,20 @@ def _parity(run: RunFolder) -> str:
     return raw_table(head, rows) if rows else ""
 
 
+def _verified(run: RunFolder) -> str:
+    """What luthier verify found, a line a check."""
+    if not run.verified.exists():
+        return f'<p class="absent">Not tried out. luthier verify {text(run.name)} does.</p>'
+    found = files.read_json(run.verified)
+    rows = []
+    for proof in found["checks"]:
+        result = RESULTS.get(proof["status"], text(proof["status"]))
+        more = f"<br><small>Try: {text(proof['next_step'])}</small>" if proof["next_step"] else ""
+        rows.append([text(proof["check"]), result, text(proof["evidence"]) + more])
+    on = f"{found['rows']:,} rows with {found['tokens']:,} tokens, {found['precision']}, {found['seconds']:.0f} s"
+    return raw_table(["Check", "Result", "Evidence"], rows) + f'<p class="quiet"><small>On {text(on)}.</small></p>'
+
+
 def _config(run: RunFolder) -> str:
     return folded("config.yaml", pre(run.config.read_text(encoding="utf-8", errors="replace"))) if run.config.exists() else ""
 
@@ -318,6 +333,7 @@ SECTIONS: dict[str, Callable[[RunFolder], str]] = {
     "What became of the rows": _ledger,
     "Settings that were chosen": _plan,
     "Exported models": _parity,
+    "Tried out (luthier verify)": _verified,
     "Settings as asked": _config,
     "Environment": _environment,
 }

@@ -12,6 +12,8 @@ from luthier.records import TokenizedExample
 
 # A pass through the model by itself costs about as much as so many tokens more in another pass (2 cores; docs/experiments.md).
 PASS_TOKENS = 200
+# Fewer tokens than this do not repay a lane of their own.
+LANE_TOKENS = 128
 # A part of a prefix below this, or that saves less, is not worth a place of its own.
 LEAST_SHARED_TOKENS = 8
 LEAST_SAVED_TOKENS = 32
@@ -125,7 +127,12 @@ def document(example: TokenizedExample, place: int, path: tuple[int, ...], prefi
 
 
 def lay_out(
-    examples: list[TokenizedExample], *, micro_batch_tokens: int, share_prefixes: bool, together: Sequence[Sequence[int]] | None = None
+    examples: list[TokenizedExample],
+    *,
+    micro_batch_tokens: int,
+    share_prefixes: bool,
+    together: Sequence[Sequence[int]] | None = None,
+    lanes: int = 1,
 ) -> Step:
     """Lay one update out. Every example must have a trained token after its first one (data sees to it).
 
@@ -140,12 +147,28 @@ def lay_out(
     units.sort(key=lambda unit: (unit[0].path, sum(len(one.inputs) for one in unit)))
     return Step(
         passes=[pack for level in trie.levels for pack in packs(level, micro_batch_tokens)],
-        micro_batches=[_sorted(pack) for pack in packs_of_units(units, micro_batch_tokens)],
+        micro_batches=[_sorted(pack) for pack in _cut(units, micro_batch_tokens, lanes)],
         logical_tokens=sum(len(example.token_ids) for example in examples),
         executed_tokens=sum(len(one.inputs) for one in [*parts, *documents]),
         trained_tokens=sum(len(one.targets) for one in documents),
         sharing=_sharing(share_prefixes, trie),
     )
+
+
+def _cut(units: list[list[Document]], micro_batch_tokens: int, lanes: int) -> Iterator[list[Document]]:
+    """Micro-batches. For several lanes, which share the budget, as many as these and of about one size, where there are tokens enough."""
+    total = sum(len(one.inputs) for unit in units for one in unit)
+    if lanes == 1 or total < LANE_TOKENS * lanes or len(units) < lanes:
+        yield from packs_of_units(units, micro_batch_tokens)
+        return
+    rounds = -(-total // micro_batch_tokens)
+    done, count = 0, rounds * lanes
+    found: list[list[Document]] = [[] for _ in range(count)]
+    for unit in units:
+        size = sum(len(one.inputs) for one in unit)
+        found[(2 * done + size) * count // (2 * total)].extend(unit)
+        done += size
+    yield from (pack for pack in found if pack)
 
 
 def packs(documents: Sequence[Document], tokens: int) -> Iterator[list[Document]]:

@@ -8,20 +8,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from luthier.engine import lanes
+
 # Shares are rounded to this many levels; what is kept is scaled by the rounded share, so the mean stays exact.
 LEVELS = 65536
 
 
 @dataclass(slots=True)
 class Draws:
-    """What the masks of the micro-batch at hand are drawn from: the update's seed, and each document's place and length.
-
-    `row_tokens` are the lengths of the whole rows that they are the beginnings of.
-    """
+    """What the masks of the micro-batch at hand are drawn from: the update's seed, and each document's place and length."""
 
     seed: int = 0
-    documents: list[tuple[int, int]] = field(default_factory=list)
-    row_tokens: list[int] = field(default_factory=list)
+    _at_hand: dict[int, tuple[list[tuple[int, int]], list[int]]] = field(default_factory=dict)  # by lane
+
+    def begin_micro_batch(self, documents: list[tuple[int, int]], row_tokens: list[int]) -> None:
+        """`documents` are place and length of each; `row_tokens` the lengths of the whole rows that they are the beginnings of."""
+        self._at_hand[lanes.here()] = documents, row_tokens
+
+    @property
+    def documents(self) -> list[tuple[int, int]]:
+        return self._at_hand.get(lanes.here(), ([], []))[0]
+
+    @property
+    def row_tokens(self) -> list[int]:
+        return self._at_hand.get(lanes.here(), ([], []))[1]
 
     def begin_update(self) -> None:
         """One number from torch's generator, which the training loop seeds for every update, stands for all draws of an update."""

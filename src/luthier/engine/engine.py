@@ -11,8 +11,9 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from peft import PeftModel
@@ -29,10 +30,12 @@ from luthier.engine import (
     hindrance,
     judged,
     kernels,
+    lanes,
     lora,
     noise,
     optimizers,
     reference,
+    shortage,
     tuners,
     update,
     virtual,
@@ -41,13 +44,14 @@ from luthier.engine.answers import Text, text_of
 from luthier.engine.batches import Step, lay_out
 from luthier.engine.draws import Draws
 from luthier.engine.head import head_of
+from luthier.engine.lanes import Lanes
 from luthier.engine.masters import Masters
 from luthier.engine.precision import loss_scale_of
 from luthier.engine.probe import best_device
 from luthier.engine.recompute import Mode, Recomputing
 from luthier.engine.sampling import GREEDY, Sampling
 from luthier.engine.transfer import Late
-from luthier.errors import DataError, LuthierError
+from luthier.errors import DataError, LuthierError, is_shortage
 from luthier.files import make_folder
 from luthier.models import adapters, find, load, methods, quantized, save
 from luthier.models.bottleneck import BottleneckModel
@@ -55,6 +59,7 @@ from luthier.records import Rejected, Row, Source, TokenizedExample, Turn, Updat
 from luthier.reporting import Silent
 
 Precision = Literal["bf16", "fp16", "fp32"]
+Result = TypeVar("Result")
 # The plain twin and the fast path may differ by this much (relative, on the loss of one row) before the fast one is given up.
 CHECK_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 # Rows of one micro-batch when the held-out loss is measured; no gradients are kept, so there is room.
@@ -104,6 +109,7 @@ class Engine:
         noise.install(update.causal_model(model), neftune_noise_alpha, self.draws)
         self._longest_exact = hindrance.longest_exact(model)
         self._enter_fast_path(attn_implementation, compile)
+        self.lanes = self._lanes_that_pay()
         self.recomputing = Recomputing(self.model, gradient_checkpointing)
 
     @classmethod
@@ -153,8 +159,13 @@ class Engine:
     def forward_backward(self, examples: list[TokenizedExample], *, row_losses: bool = False) -> UpdateLoss:
         """Loss and gradients of one update: one mean over all trained tokens of `examples`, however they are cut.
 
-        With `row_losses` the mean loss of each example is given too.
+        With `row_losses` the mean loss of each example is given too. Where the memory is not enough the same update is run again with
+        a smaller `micro_batch_tokens`, which then stays. Raises OutOfMemory where one row alone does not fit.
         """
+        self._masters = self.masters  # before the first gradient comes, which they take
+        return self._fitting(lambda: self._forward_backward(examples, row_losses), examples, learns=True)
+
+    def _forward_backward(self, examples: list[TokenizedExample], row_losses: bool) -> UpdateLoss:
         step = self._begin(examples)
         sums = [0.0] * len(examples) if row_losses else None
         if self.plain_reason:
@@ -163,7 +174,7 @@ class Engine:
             executed_tokens += virtual.run_tokens(self.model) * len(examples)
         else:
             total = update.Sums(torch.zeros((), device=self.device), sums)
-            loss = update.forward_backward(self.model, self.head, step, total, self._scale, self.draws)
+            loss = update.forward_backward(self.model, self.head, step, total, self._scale, self.draws, self._side)
             executed_tokens = step.executed_tokens + virtual.run_tokens(self.model)
         means = None if sums is None else [total / example.trained_tokens for total, example in zip(sums, examples, strict=True)]
         return UpdateLoss(loss, step.logical_tokens, executed_tokens, step.trained_tokens, means)
@@ -171,15 +182,19 @@ class Engine:
     def forward_backward_judged(self, examples: list[TokenizedExample], together: list[list[int]], loss_of: judged.LossOf) -> UpdateLoss:
         """Loss and gradients of one update whose loss is made of the log-probability of each example (judged.py).
 
-        `together` are the places of the examples that the loss compares; each example stands in one group.
+        `together` are the places of the examples that the loss compares; each example stands in one group. Memory: as forward_backward.
         """
+        self._masters = self.masters
+        return self._fitting(lambda: self._forward_backward_judged(examples, together, loss_of), examples, together, learns=True)
+
+    def _forward_backward_judged(self, examples: list[TokenizedExample], together: list[list[int]], loss_of: judged.LossOf) -> UpdateLoss:
         step = self._begin(examples, together)
         virtual_tokens = virtual.run_tokens(self.model)
         if self.plain_reason:
             loss = reference.forward_backward_judged(self.model, examples, together, loss_of, self._scale, self.draws)
             executed_tokens = step.logical_tokens + virtual_tokens * len(examples)
         else:
-            loss = judged.forward_backward(self.model, self.head, step, loss_of, self._scale, self.draws)
+            loss = judged.forward_backward(self.model, self.head, step, loss_of, self._scale, self.draws, self._side)
             executed_tokens = step.executed_tokens + virtual_tokens
         return UpdateLoss(loss, step.logical_tokens, executed_tokens, step.trained_tokens)
 
@@ -190,26 +205,78 @@ class Engine:
             for start in range(0, len(examples), EVALUATION_BATCH):
                 batch = list(examples[start : start + EVALUATION_BATCH])
                 self._check_length(max(len(example.token_ids) for example in batch))
-                if self.plain_reason:
-                    found += [-float(reference.loss_sum(self.model, example)) for example in batch]
-                else:
-                    step = lay_out(batch, micro_batch_tokens=self.micro_batch_tokens, share_prefixes=self.share_prefixes)
-                    found += judged.log_probabilities(self.model, self.head, step)
+                found += self._fitting(partial(self._log_probabilities, batch), batch)
         return found
+
+    def _log_probabilities(self, batch: list[TokenizedExample]) -> list[float]:
+        if self.plain_reason:
+            return [-float(reference.loss_sum(self.model, example)) for example in batch]
+        return judged.log_probabilities(self.model, self.head, self._lay_out(batch, None))
+
+    def _lay_out(self, examples: list[TokenizedExample], together: Sequence[Sequence[int]] | None, budget: int = 0, *, learns: bool = False) -> Step:
+        """Cut for `budget` tokens at once, or else for as many as have been enough so far; what is learned from for all lanes."""
+        for example in examples:
+            if not any(example.trained[1:]):
+                raise DataError("no token after its first one is trained", where=str(example.source), next_step="leave the row out")
+        shared = self.share_prefixes and not self.plain_reason
+        lane_count = self.lanes.count if self.lanes and learns else 1
+        budget = budget or self.micro_batch_tokens
+        return lay_out(examples, micro_batch_tokens=budget, share_prefixes=shared, together=together, lanes=lane_count)
+
+    def _fitting(
+        self, work: Callable[[], Result], rows: list[TokenizedExample], together: Sequence[Sequence[int]] | None = None, *, learns: bool = False
+    ) -> Result:
+        """What `work` gives; where the memory is not enough for it, of the same work in smaller micro-batches, which stay."""
+        restore_draws = shortage.random_state(self.device)
+        gathered = learns and any(weight.grad is not None for weight in self.masters.weights.values())
+        while True:
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                if not is_shortage(error):
+                    raise
+            # Not above, where the error would still hold all that it failed with.
+            self._forget_attempt(learns)
+            if gathered:
+                raise shortage.beside_gradients(rows)
+            alone = bool(self.plain_reason)
+            lane_count = self.lanes.count if self.lanes and learns else 1
+            cut = partial(self._lay_out, rows, together, learns=learns)
+            smaller = 0 if alone else shortage.smaller_budget(cut, self.micro_batch_tokens, lane_count)
+            if not smaller and learns and self.lanes:
+                self.lanes, smaller = None, self.micro_batch_tokens  # two rows side by side: one after the other needs half
+            if not smaller:
+                units = [[rows[place] for place in group] for group in together or [[place] for place in range(len(rows))]]
+                raise shortage.of_one_row(max(units, key=lambda unit: sum(row.tokens for row in unit)))
+            self.micro_batch_tokens = smaller
+            restore_draws()
+
+    def _forget_attempt(self, learns: bool) -> None:
+        """Drop what a failed attempt left: its gradients, and what layers keep for those that are called after them."""
+        if learns:
+            self.model.zero_grad(set_to_none=True)
+            self.masters.forget_gradients()
+        shortage.collect()
+        if not self.plain_reason:
+            training = self.model.training
+            self.model.eval()
+            update.trace(self.model)
+            if self.lanes:
+                self.lanes.run(lambda lane: update.trace(self.model))
+            self.model.train(training)
 
     def _begin(self, examples: list[TokenizedExample], together: list[list[int]] | None = None) -> Step:
         """Lay an update out, and make ready to train it."""
         self._check_length(max(len(example.token_ids) for example in examples))
-        shared = self.share_prefixes and not self.plain_reason
-        step = lay_out(examples, micro_batch_tokens=self.micro_batch_tokens, share_prefixes=shared, together=together)
+        step = self._lay_out(examples, together, learns=True)
         self.sharing = "none, as one dropout mask or noise would serve all rows" if self._drops and not self.plain_reason else step.sharing
         self.model.train()
-        self._masters = self.masters  # before the first gradient comes, which they take
         return step
 
     def optimizer_step(self, learning_rate: float) -> float:
         """Clip, update, forget the gradients. Returns the gradient norm before clipping; nothing is updated where it is not finite."""
-        norm = optimizers.step(self.optimizer, learning_rate, self.max_grad_norm, self._scale)
+        with shortage.telling("the optimizer's step", f"optim: {self.optim}", "optim: adamw_8bit, a lower rank, or a smaller model"):
+            norm = optimizers.step(self.optimizer, learning_rate, self.max_grad_norm, self._scale)
         if self.loss_scale:
             self.loss_scale.update(math.isfinite(norm))
         if math.isfinite(norm):
@@ -239,15 +306,20 @@ class Engine:
     def send_update(self, examples: list[TokenizedExample], learning_rate: float) -> Callable[[], tuple[UpdateLoss, float]]:
         """forward_backward and optimizer_step, asked of a GPU without waiting for it. The call that is returned waits for this update's
         loss and gradient norm; where one of them is not finite the GPU has updated nothing."""
-        step = self._begin(examples)
-        sums = update.Sums(torch.zeros((), device=self.device))
-        update.run_update(self.model, self.head, step, sums, 1.0, self.draws)
-        mean, executed_tokens = sums.total / step.trained_tokens, step.executed_tokens + virtual.run_tokens(self.model)
-        norm = Late(optimizers.step_unread(self.optimizer, learning_rate, self.max_grad_norm, mean))
+        self._masters = self.masters
+        step, total = self._fitting(lambda: self._sent(examples), examples, learns=True)
+        mean, executed_tokens = total / step.trained_tokens, step.executed_tokens + virtual.run_tokens(self.model)
+        with shortage.telling("the optimizer's step", f"optim: {self.optim}", "optim: adamw_8bit, a lower rank, or a smaller model"):
+            norm = Late(optimizers.step_unread(self.optimizer, learning_rate, self.max_grad_norm, mean))
         loss = Late(mean)
         self.masters.copy_back()
         self.masters.forget_gradients()
         return lambda: (UpdateLoss(float(loss), step.logical_tokens, executed_tokens, step.trained_tokens), float(norm))
+
+    def _sent(self, examples: list[TokenizedExample]) -> tuple[Step, torch.Tensor]:
+        step, sums = self._begin(examples), update.Sums(torch.zeros((), device=self.device))
+        update.run_update(self.model, self.head, step, sums, 1.0, self.draws)
+        return step, sums.total
 
     def price_of_checkpointing(self, examples: list[TokenizedExample]) -> float:
         """The share of time that gradient checkpointing adds to an update of `examples`. Nothing is learned."""
@@ -272,10 +344,12 @@ class Engine:
         with self._evaluating():
             for start in range(0, len(examples), EVALUATION_BATCH):
                 batch = list(examples[start : start + EVALUATION_BATCH])
-                step = lay_out(batch, micro_batch_tokens=self.micro_batch_tokens, share_prefixes=self.share_prefixes and not self.plain_reason)
-                total += self._plain_loss(batch) if self.plain_reason else update.loss(self.model, self.head, step)
-                trained_tokens += step.trained_tokens
+                total += self._fitting(partial(self._loss_of, batch), batch)
+                trained_tokens += sum(sum(example.trained[1:]) for example in batch)
         return total / trained_tokens
+
+    def _loss_of(self, batch: list[TokenizedExample]) -> float:
+        return self._plain_loss(batch) if self.plain_reason else update.loss(self.model, self.head, self._lay_out(batch, None))
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -386,6 +460,10 @@ class Engine:
         self._optimizer = self.optimizer
 
     @property
+    def _side(self) -> update.SideBySide | None:
+        return update.SideBySide(self.lanes, self.masters) if self.lanes else None
+
+    @property
     def _scale(self) -> float:
         return self.loss_scale.value if self.loss_scale else 1.0
 
@@ -458,6 +536,11 @@ class Engine:
 
         self._give_back = give_back
 
+    def _lanes_that_pay(self) -> Lanes | None:
+        # Gradients are kept for each lane, which is little beside an adapter only. What layers of other methods keep from call to call is not known.
+        count = lanes.usual_count(self.device)
+        return Lanes(count) if count > 1 and self.adapted and not self.plain_reason and tuners.only_lora(self.model) else None
+
     def _check_length(self, longest: int) -> None:
         longest += virtual.tokens(self.model)
         if not self.plain_reason and self._longest_exact is not None and longest > self._longest_exact:
@@ -481,13 +564,16 @@ class Engine:
         if self.plain_reason:
             return 0.0
         self.model.eval()
-        step = lay_out([*examples, *examples], micro_batch_tokens=self.micro_batch_tokens, share_prefixes=False)
-        fast, plain = update.loss(self.model, self.head, step), 2 * self._plain_loss(list(examples))
-        difference = abs(fast - plain) / max(abs(plain), 1e-6 * step.trained_tokens)
+        twice = [*examples, *examples]
+        fast, plain = self._fitting(partial(self._loss_unshared, twice), twice), 2 * self._plain_loss(list(examples))
+        difference = abs(fast - plain) / max(abs(plain), 1e-6 * sum(sum(example.trained[1:]) for example in twice))
         dtype = update.causal_model(self.model).dtype
         if difference > CHECK_TOLERANCE.get(dtype, 2e-2):
             self.go_plain(f"the fast path's loss differs from the plain one's by {difference:.1%} on {examples[0].source}")
         return difference
+
+    def _loss_unshared(self, examples: list[TokenizedExample]) -> float:
+        return update.loss(self.model, self.head, lay_out(examples, micro_batch_tokens=self.micro_batch_tokens, share_prefixes=False))
 
     def go_plain(self, reason: str) -> None:
         """Give every forward back and go on with the plain twin."""

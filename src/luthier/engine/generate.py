@@ -4,20 +4,21 @@ Letters: B rows of a batch, D width, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from luthier.engine import decoding, virtual
+from luthier.engine import decoding, shortage, virtual
 from luthier.engine.batches import Document
 from luthier.engine.decoding import Decoding
 from luthier.engine.head import Head, head_of
 from luthier.engine.packed import KeysValues, Packed
 from luthier.engine.sampling import GREEDY, Chooser, Sampling, draws_of
 from luthier.engine.update import causal_model, device_of, run, run_packed, run_virtual
-from luthier.errors import DataError
+from luthier.errors import DataError, is_shortage
 from luthier.plan.shape import common_prefix
 
 # A batch is filled up to so many kept tokens (prompts and answers), which bounds its memory; more rows than these win nothing on 2 cores.
@@ -79,13 +80,35 @@ def answer(
     prefix = {} if how.plain or not rows else run_prefix(model, prompts[0][:shared])
     draws = draws_of(how.sampling.seed, prompts)
     done = 0
-    for batch in batches([len(row.prompt) - shared for row in rows], [row.limit for row in rows], 1 if how.plain else BATCH_ROWS):
+    waiting = list(batches([len(row.prompt) - shared for row in rows], [row.limit for row in rows], 1 if how.plain else BATCH_ROWS))
+    while waiting:
+        batch = waiting.pop(0)
         runner = Plain(model) if how.plain else Fast(model, prefix, shared)
-        for _ in decode(runner, [rows[place] for place in batch], how, [draws[place] for place in batch]):
-            pass
+        if not _answered(runner, [rows[place] for place in batch], how, [copy(draws[place]) for place in batch]):
+            half = len(batch) // 2
+            waiting[:0] = [batch[:half], batch[half:]]
+            del runner
+            shortage.collect()
+            continue
         done += len(batch)
         on_answers(done)
     return [row.answer for row in rows]
+
+
+def _answered(runner: "Runner", rows: list[Asked], how: How, draws: list[Any]) -> bool:
+    """Decode rows to their end; False where the memory is not enough for so many, which are then as they were."""
+    try:
+        for _ in decode(runner, rows, how, draws):
+            pass
+        return True
+    except (RuntimeError, MemoryError) as error:
+        if not is_shortage(error):
+            raise
+        if len(rows) == 1:
+            raise shortage.of_an_answer(len(rows[0].prompt), rows[0].limit) from error
+    for row in rows:
+        row.answer, row.open = [], True
+    return False
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from luthier.engine import lanes
 from luthier.plan.memory import LOGITS_CHUNK_BYTES, LOGITS_CHUNK_ROWS
 
 
@@ -27,7 +28,7 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
     label_smoothing: float = 0.0  # of the losses that an update learns from
-    buffers: dict[str, Tensor] = field(default_factory=dict)
+    buffers: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     @property
     def weight(self) -> Tensor:
@@ -60,9 +61,10 @@ class Head:
 
     def buffer(self, name: str, rows: int, like: Tensor, dtype: torch.dtype, columns: int) -> Tensor:
         """A (rows, columns) buffer that is kept from call to call and may hold anything."""
-        kept = self.buffers.get(name)
+        key = name, lanes.here()
+        kept = self.buffers.get(key)
         if kept is None or kept.shape[0] < rows or kept.shape[1] != columns or kept.dtype != dtype or kept.device != like.device:
-            kept = self.buffers[name] = torch.empty(rows, columns, dtype=dtype, device=like.device)
+            kept = self.buffers[key] = torch.empty(rows, columns, dtype=dtype, device=like.device)
         return kept[:rows]
 
 
@@ -93,7 +95,8 @@ class _HeadLoss(torch.autograd.Function):
         bias_gradient = torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias and bias_V is not None else None
         head_VD = weight_VD.to(hidden_ND.dtype)  # a trained head is kept in fp32
         each_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_ND.device)
-        rows = max(1, min(LOGITS_CHUNK_ROWS, LOGITS_CHUNK_BYTES // (4 * weight_VD.shape[0]), len(targets_N)))
+        rows = min(LOGITS_CHUNK_ROWS, LOGITS_CHUNK_BYTES // (4 * weight_VD.shape[0])) // lanes.sharing()
+        rows = max(1, min(rows, len(targets_N)))
         for start in range(0, len(targets_N), rows):
             piece = slice(start, start + rows)
             slopes = ctx.needs_input_grad[0] or needs_weight

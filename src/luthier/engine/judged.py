@@ -21,25 +21,27 @@ from luthier.engine.packed import Pool
 LossOf = Callable[[list[int], Tensor], Tensor]
 
 
-def forward_backward(model: Any, head: Head, step: Step, loss_of: LossOf, loss_scale: float, drawn: Draws) -> float:
+def forward_backward(
+    model: Any, head: Head, step: Step, loss_of: LossOf, loss_scale: float, drawn: Draws, side: update.SideBySide | None = None
+) -> float:
     """The sum of what `loss_of` gives for all micro-batches; its gradients (times `loss_scale`) are added to the parameters."""
-    parts: list[float] = []
+    parts: dict[int, float] = {}
 
-    def learn(documents: list[Document], pool: Pool) -> None:
+    def learn(documents: list[Document], pool: Pool, backward: update.Backward) -> None:
         hidden_ND, targets_N = update.trained_rows(model, documents, pool)
         log_probabilities = _sums(head, documents, hidden_ND, targets_N).requires_grad_()
         part = loss_of([one.place for one in documents], log_probabilities)
-        parts.append(part.item())
+        parts[documents[0].place] = part.item()
         (slopes,) = torch.autograd.grad(part, log_probabilities)
         # The largest weight stands outside, where the loss scale meets it: inside, fp16 would lose small ones.
         largest = float(slopes.abs().max()) or 1.0
         counts = torch.tensor([len(one.targets) for one in documents])
         weights_N = (-slopes / largest).float().repeat_interleave(counts).to(hidden_ND.device)
         total, _ = head.losses(hidden_ND, targets_N, weights_N=weights_N)
-        (total * (largest * loss_scale)).backward()
+        backward(total * (largest * loss_scale))
 
-    update.run_step(model, step, learn, drawn)
-    return sum(parts)
+    update.run_step(model, step, learn, drawn, side)
+    return sum(parts[documents[0].place] for documents in step.micro_batches)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from luthier.engine import draws
 from luthier.engine.draws import Draws
+from luthier.engine.lanes import here
 from luthier.models import quantized
 
 
@@ -145,20 +146,20 @@ def _groups(modules: list[Any], run: Callable[[], object]) -> list[list[Any]]:
 
 
 class _SharedInput:
-    """Layers that are called one after the other with the same input: the first call computes for all."""
+    """Layers that are called one after the other with the same input: the first call computes for all. Each lane has its own."""
 
     def __init__(self, modules: list[Any]) -> None:
         self.modules = modules
-        self.x: Tensor | None = None
-        self.waiting: dict[int, Tensor] = {}
+        self._of_lanes: dict[int, tuple[Tensor, dict[int, Tensor]]] = {}  # the input, and the outputs that were not asked for yet
 
     def output(self, module: Any, x: Tensor) -> Tensor:
-        if x is not self.x or id(module) not in self.waiting:
-            self.waiting = dict(zip(map(id, self.modules), _project(self.modules, x), strict=True))
-            self.x = x
-        result = self.waiting.pop(id(module))
-        if not self.waiting:
-            self.x = None
+        known, waiting = self._of_lanes.get(here(), (None, {}))
+        if x is not known or id(module) not in waiting:
+            waiting = dict(zip(map(id, self.modules), _project(self.modules, x), strict=True))
+            self._of_lanes[here()] = x, waiting
+        result = waiting.pop(id(module))
+        if not waiting:
+            del self._of_lanes[here()]
         return result
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luthier.engine import lanes
+
 
 class Masters:
     """What the optimizer changes: `weights[name]` is the parameter itself where it is fp32, else its fp32 twin.
@@ -19,10 +21,13 @@ class Masters:
     def __init__(self, model: nn.Module) -> None:
         self.weights: dict[str, nn.Parameter] = {}
         self._twins: dict[nn.Parameter, nn.Parameter] = {}  # parameter of the model -> its master
+        self._trained: dict[nn.Parameter, nn.Parameter] = {}  # every trained parameter of the model -> its master, or itself
         self._buffers: dict[nn.Parameter, Tensor] = {}  # gradients of earlier updates: fresh pages cost more than the addition
+        self._of_lanes: dict[int, dict[nn.Parameter, Tensor]] = {}  # what each lane has gathered, by master
+        self._spare: dict[int, dict[nn.Parameter, Tensor]] = {}  # the same of earlier updates
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                self.weights[name] = self._master(parameter)
+                self.weights[name] = self._trained[parameter] = self._master(parameter)
 
     def _master(self, parameter: nn.Parameter) -> nn.Parameter:
         if parameter.dtype == torch.float32:
@@ -34,21 +39,53 @@ class Masters:
 
     def _take(self, master: nn.Parameter, parameter: Tensor) -> None:
         gradient, parameter.grad = parameter.grad, None
-        if gradient is None:
-            return
+        if gradient is not None:
+            self._add(master, gradient)
+
+    def backward_in_lane(self, loss: Tensor, leaves: list[Tensor]) -> None:
+        """loss.backward() of a lane, which gathers by itself: two that added to one place would do so in any order. `leaves` are the lane's own."""
+        gradients = torch.autograd.grad(loss, [*self._trained, *leaves], allow_unused=True)
+        gathered = self._of_lanes.setdefault(lanes.here(), {})
+        for master, gradient in zip(self._trained.values(), gradients, strict=False):
+            if gradient is not None and master in gathered:
+                gathered[master] += gradient
+            elif gradient is not None:
+                gathered[master] = self._spare_of(lanes.here(), master).copy_(gradient)
+        for leaf, gradient in zip(leaves, gradients[len(self._trained) :], strict=True):
+            if gradient is not None:
+                leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+
+    def _add(self, master: nn.Parameter, gradient: Tensor) -> None:
         if master.grad is not None:
             master.grad += gradient
         elif master in self._buffers:
             master.grad = self._buffers[master].copy_(gradient)
         else:
-            master.grad = gradient.float()
+            master.grad = gradient.to(torch.float32, copy=True)
 
     def gradient_of(self, parameter: nn.Parameter) -> Tensor:
         """The fp32 gradient of a parameter of the model, to be added to; zeros where there is none yet."""
         master = self._twins.get(parameter, parameter)
+        if lane := lanes.here():
+            gathered = self._of_lanes.setdefault(lane, {})
+            if master not in gathered:
+                gathered[master] = self._spare_of(lane, master).zero_()
+            return gathered[master]
         if master.grad is None:
             master.grad = self._buffers[master].zero_() if master in self._buffers else torch.zeros_like(master)
         return master.grad
+
+    def _spare_of(self, lane: int, master: nn.Parameter) -> Tensor:
+        spare = self._spare.setdefault(lane, {})
+        return spare.setdefault(master, torch.empty_like(master))
+
+    @torch.no_grad()
+    def add_lanes(self) -> None:
+        """Add what the lanes have gathered to the gradients, in the order of the lanes."""
+        for _, gathered in sorted(self._of_lanes.items()):
+            for master, gradient in gathered.items():
+                self._add(master, gradient)
+        self._of_lanes = {}
 
     @torch.no_grad()
     def copy_back(self) -> None:
@@ -57,6 +94,7 @@ class Masters:
             parameter.copy_(master)
 
     def forget_gradients(self) -> None:
+        self._of_lanes = {}
         for master in self._twins.values():
             if master.grad is not None:
                 self._buffers[master] = master.grad

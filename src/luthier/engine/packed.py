@@ -9,7 +9,7 @@ from itertools import groupby
 
 from torch import Tensor
 
-from luthier.engine import probe, varlen
+from luthier.engine import determinism, probe, varlen
 from luthier.engine.blocks import Group, Rule, attend
 
 # Documents of one batched product may differ in length by this factor; more would be padding by another name.
@@ -72,7 +72,9 @@ class Packed:
         if self.record:
             self.recorded[layer] = (k, v)
         leaves = [self.pool[part][layer] for part in self.parts]
-        kernel = self.kernel or (probe.attention_kernel(q.device) if varlen.supports(q, v, rule) else None)
+        # The kernels' backward passes add with atomics, in any order.
+        measured = varlen.supports(q, v, rule) and not determinism.asked_for()
+        kernel = self.kernel or (probe.attention_kernel(q.device) if measured else None)
         if kernel is None:
             return attend(q, k, v, self.groups, rule, leaves)
         self._places = self._places or varlen.places(self.groups, [len(keys) for keys, _ in leaves], q.device)

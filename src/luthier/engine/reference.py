@@ -40,7 +40,7 @@ def forward_backward(
     trained_tokens = sum(example.trained_tokens for example in examples)
     total = 0.0
     for place, example in enumerate(examples):
-        drawn.documents, drawn.row_tokens = [(place, len(example.token_ids))], [len(example.token_ids)]
+        drawn.begin_micro_batch([(place, len(example.token_ids))], [len(example.token_ids)])
         loss = loss_sum(model, example, label_smoothing) / trained_tokens
         (loss * loss_scale).backward()
         total += loss.item()
@@ -64,7 +64,7 @@ def forward_backward_judged(
     for group in together:
         sums = []
         for place in group:
-            drawn.documents, drawn.row_tokens = [(place, len(examples[place].token_ids))], [len(examples[place].token_ids)]
+            drawn.begin_micro_batch([(place, len(examples[place].token_ids))], [len(examples[place].token_ids)])
             sums.append(loss_sum(model, examples[place]))
         loss = loss_of(list(group), -torch.stack(sums).cpu())
         (loss * loss_scale).backward()

@@ -34,6 +34,11 @@ def hindrance(model: nn.Module) -> str:
     return ""
 
 
+def only_lora(model: nn.Module) -> bool:
+    """Whether no layer of `model` is one of another PEFT method."""
+    return all(isinstance(module, LoraLayer) for module in model.modules() if isinstance(module, BaseTunerLayer))
+
+
 @torch.no_grad()
 def draw(model: nn.Module) -> bool:
     """Whether a layer gives something else each time while it trains, without a dropout that can be seen."""

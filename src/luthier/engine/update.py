@@ -11,6 +11,8 @@ from luthier.engine import virtual
 from luthier.engine.batches import Document, Step
 from luthier.engine.draws import Draws
 from luthier.engine.head import Head
+from luthier.engine.lanes import Lanes
+from luthier.engine.masters import Masters
 from luthier.engine.packed import KeysValues, Packed, Pool
 from luthier.engine.transfer import to_device
 
@@ -23,6 +25,18 @@ class Pass:
     recorded: dict[int, KeysValues]
 
 
+@dataclass(frozen=True, slots=True)
+class SideBySide:
+    """Where micro-batches run side by side, and where the gradients of what is trained meet."""
+
+    lanes: Lanes
+    masters: Masters
+
+
+# Sends a loss backward.
+Backward = Callable[[Tensor], None]
+
+
 @dataclass(slots=True)
 class Sums:
     """What an update gathers: the sum of all losses, and of each example's, in nats."""
@@ -31,38 +45,66 @@ class Sums:
     by_example: list[float] | None = None
 
 
-def forward_backward(model: Any, head: Head, step: Step, sums: Sums | None = None, loss_scale: float = 1.0, drawn: Draws | None = None) -> float:
+def forward_backward(
+    model: Any, head: Head, step: Step, sums: Sums | None = None, loss_scale: float = 1.0, drawn: Draws | None = None, side: SideBySide | None = None
+) -> float:
     """Mean loss over the trained tokens of the update; gradients of that mean (times `loss_scale`) are added to the parameters.
 
     The prefixes' keys and values are leaves: every micro-batch adds to their gradient, in fp32, and one backward pass
     through the prefixes ends the update. Exact: the parameters do not change within an update. `drawn` is told which documents run.
     """
     sums = sums or Sums(torch.zeros((), dtype=torch.float32))
-    run_update(model, head, step, sums, loss_scale, drawn or Draws())
+    run_update(model, head, step, sums, loss_scale, drawn or Draws(), side)
     return float(sums.total) / step.trained_tokens
 
 
-def run_update(model: Any, head: Head, step: Step, sums: Sums, loss_scale: float, drawn: Draws) -> None:
+def run_update(model: Any, head: Head, step: Step, sums: Sums, loss_scale: float, drawn: Draws, side: SideBySide | None = None) -> None:
     """What forward_backward does, but that the loss stays where it was made: on a GPU nothing waits for anything."""
 
-    def learn(documents: list[Document], pool: Pool) -> None:
+    totals: dict[int, Tensor] = {}  # by the document that comes first: added in the order of the micro-batches
+
+    def learn(documents: list[Document], pool: Pool, backward: Backward) -> None:
         total, each = micro_batch_losses(model, head, documents, pool)
-        (total * (loss_scale / step.trained_tokens)).backward()
-        _gather(sums, documents, total, each)
+        backward(total * (loss_scale / step.trained_tokens))
+        totals[documents[0].place] = total.detach()
+        _gather(sums, documents, each)
 
-    run_step(model, step, learn, drawn)
+    run_step(model, step, learn, drawn, side)
+    for documents in step.micro_batches:
+        sums.total = sums.total.to(totals[documents[0].place].device) + totals[documents[0].place]
 
 
-def run_step(model: Any, step: Step, learn: Callable[[list[Document], Pool], None], drawn: Draws) -> None:
+def run_step(model: Any, step: Step, learn: Callable[[list[Document], Pool, Backward], None], drawn: Draws, side: SideBySide | None = None) -> None:
     """The prefixes, then `learn` of each micro-batch, which goes backward as far as the prefixes' leaves; then the prefixes' backward pass."""
     drawn.begin_update()
     passes, pool = run_prefixes(model, step)
-    for documents in step.micro_batches:
-        drawn.documents = [(one.place, len(one.inputs)) for one in documents]
-        drawn.row_tokens = [len(one.token_ids) for one in documents]
-        learn(documents, pool)
+
+    def run(documents: list[Document], pool: Pool, backward: Backward) -> None:
+        drawn.begin_micro_batch([(one.place, len(one.inputs)) for one in documents], [len(one.token_ids) for one in documents])
+        learn(documents, pool, backward)
+
+    if side is None or len(step.micro_batches) == 1:
+        for documents in step.micro_batches:
+            run(documents, pool, Tensor.backward)
+    else:
+        _run_side_by_side(step.micro_batches, pool, run, side)
     for one in reversed(passes):
         _finish(one, pool)
+
+
+def _run_side_by_side(
+    micro_batches: list[list[Document]], pool: Pool, run: Callable[[list[Document], Pool, Backward], None], side: SideBySide
+) -> None:
+    pools = [_own_leaves(pool) for _ in range(side.lanes.count)]
+
+    def work(place: int) -> None:
+        leaves = [leaf for layers in pools[place].values() for pair in layers.values() for leaf in pair if leaf.requires_grad]
+        for documents in micro_batches[place :: side.lanes.count]:
+            run(documents, pools[place], lambda loss: side.masters.backward_in_lane(loss, leaves))
+
+    side.lanes.run(work)
+    side.masters.add_lanes()
+    _add_leaves(pool, pools)
 
 
 @torch.no_grad()
@@ -71,7 +113,9 @@ def loss(model: Any, head: Head, step: Step, sums: Sums | None = None) -> float:
     sums = sums or Sums(torch.zeros((), dtype=torch.float32))
     _, pool = run_prefixes(model, step)
     for documents in step.micro_batches:
-        _gather(sums, documents, *micro_batch_losses(model, head, documents, pool))
+        total, each = micro_batch_losses(model, head, documents, pool)
+        sums.total = sums.total.to(total.device) + total
+        _gather(sums, documents, each)
     return float(sums.total)
 
 
@@ -112,6 +156,24 @@ def _put_leaves(one: Pass, pool: Pool) -> None:
 def _leaves(pair: KeysValues, piece: slice) -> KeysValues:
     keys, values = (tensor.detach()[piece].float().requires_grad_(tensor.requires_grad) for tensor in pair)
     return keys, values
+
+
+def _own_leaves(pool: Pool) -> Pool:
+    """The same keys and values as other leaves, which gather gradients of their own."""
+    return {
+        part: {layer: tuple(leaf.detach().requires_grad_(leaf.requires_grad) for leaf in pair) for layer, pair in layers.items()}  # type: ignore[misc]
+        for part, layers in pool.items()
+    }
+
+
+def _add_leaves(pool: Pool, others: list[Pool]) -> None:
+    """Add up what the leaves of all lanes have gathered, in the order of the lanes."""
+    for part, layers in pool.items():
+        for layer, pair in layers.items():
+            for which, leaf in enumerate(pair):
+                found = [own.grad for other in others if (own := other[part][layer][which]).grad is not None]
+                if found:
+                    leaf.grad = found[0] if len(found) == 1 else torch.stack(found).sum(0)
 
 
 def _finish(one: Pass, pool: Pool) -> None:
@@ -158,8 +220,7 @@ def trained_rows(model: Any, documents: list[Document], pool: Pool) -> tuple[Ten
     return hidden_TD.index_select(0, to_device(rows, device)), to_device(targets, device)
 
 
-def _gather(sums: Sums, documents: list[Document], total: Tensor, each: Tensor) -> None:
-    sums.total = sums.total.to(total.device) + total.detach()
+def _gather(sums: Sums, documents: list[Document], each: Tensor) -> None:
     if sums.by_example is not None:
         for document, part in zip(documents, each.split([len(one.targets) for one in documents]), strict=True):
             sums.by_example[document.place] += float(part.sum())

@@ -4,6 +4,8 @@ Adapter weights are fp32, whatever the base is. A stored adapter loads with `Pef
 adapter, which PEFT does not know, stands in files of the same names.
 """
 
+import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,15 @@ import peft
 import torch
 from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from luthier import files
 from luthier.config.adapters import BottleneckSettings
-from luthier.errors import ModelError
-from luthier.models import bottleneck, initial, virtual, weights
+from luthier.errors import ModelError, RunError
+from luthier.models import bottleneck, find, initial, virtual, weights
 from luthier.models.bottleneck import BottleneckModel
 from luthier.models.load import save_tokenizer
+from luthier.models.save import write_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Ours, beside PEFT's files: the base by what it holds, since its name may come to mean another.
@@ -58,6 +61,7 @@ def load_adapter(model: Any, folder: Path, trainable: bool) -> Any:
     tensors = _read_tensors(folder)
     if stored_config.get("peft_type") == bottleneck.TYPE:
         return _load_bottleneck(model, folder, stored_config, tensors, trainable)
+    _check_config(folder, stored_config)
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
     except (TypeError, ValueError, KeyError) as error:
@@ -71,7 +75,7 @@ def load_adapter(model: Any, folder: Path, trainable: bool) -> Any:
         raise _mismatch(folder, stored_config, model, surplus)
     try:
         adapted = with_fp32_tables(peft.get_peft_model(model, config))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise _mismatch(folder, stored_config, model, str(error)) from error
     config.base_model_name_or_path = base_name
     if difference := _difference(_tensors(adapted), tensors):
@@ -80,6 +84,27 @@ def load_adapter(model: Any, folder: Path, trainable: bool) -> Any:
         raise _mismatch(folder, stored_config, model, difference)
     peft.set_peft_model_state_dict(adapted, tensors)
     return adapted if trainable else adapted.requires_grad_(False).eval()
+
+
+def _check_config(folder: Path, stored_config: dict[str, Any]) -> None:
+    """Raises ModelError for what PEFT would take in silence: another task, a switch that it does not know, a factor that is no number."""
+
+    def refuse(name: str, problem: str) -> ModelError:
+        return ModelError(f"{name} is {stored_config[name]!r}: {problem}", where=str(folder / CONFIG), next_step="save the adapter again")
+
+    if stored_config.get("task_type") not in (None, "CAUSAL_LM"):
+        raise refuse("task_type", "only adapters of models that write text (CAUSAL_LM) are loaded")
+    kinds: dict[Any, Any] = dict(peft.PEFT_TYPE_TO_CONFIG_MAPPING)
+    kind = kinds.get(str(stored_config.get("peft_type")))
+    fields = {field.name: field.default for field in dataclasses.fields(kind)} if kind else dict(stored_config)
+    for name, value in stored_config.items():
+        if name not in fields and value:
+            raise refuse(name, f"PEFT {peft.__version__} does not know it, and would leave it out")
+        if isinstance(fields.get(name), bool) and name.startswith("use_") and not isinstance(value, bool):
+            raise refuse(name, "true or false is expected")
+    alpha = stored_config.get("lora_alpha", 1)
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise refuse("lora_alpha", "a number is expected")
 
 
 def _check_base(folder: Path, stored_config: dict[str, Any], model: Any) -> None:
@@ -162,15 +187,19 @@ def _mismatch(folder: Path, stored_config: dict[str, Any], model: Any, differenc
 def save_adapter(model: Any, folder: Path, base_name: str, tokenizer: Any = None) -> None:
     """Write the adapter into `folder`, whole or not at all, with the tokenizer beside it where one is given.
 
-    `base_name` is the model's name as a user would write it. Raises ModelError where a value is not finite: then nothing is written.
+    `base_name` is the model's name as a user would write it; where that is the catalog's for a model on the hub, adapter_config.json names
+    the hub id, which other tools know. Raises ModelError where a value is not finite: then nothing is written.
     """
     _check_finite(_tensors(model), str(folder), "lower training.learning_rate and resume from the last checkpoint")
-    files.build_folder(folder, lambda staging: _write_adapter(model, staging, base_name, tokenizer))
+    try:
+        files.build_folder(folder, lambda staging: _write_adapter(model, staging, base_name, tokenizer))
+    except SafetensorError as error:  # PEFT writes its file itself
+        raise RunError(f"cannot be written ({error})", where=str(folder), next_step="free some space, or choose another output_dir") from error
 
 
 def _write_adapter(model: Any, staging: Path, base_name: str, tokenizer: Any) -> None:
     if isinstance(model, BottleneckModel):
-        save_file(model.adapter_tensors(), staging / WEIGHTS, metadata={"format": "pt"})
+        write_tensors(staging / WEIGHTS, model.adapter_tensors())
         files.write_json(staging / CONFIG, model.config_to_save())
     else:
         model.save_pretrained(staging, save_embedding_layers=False)
@@ -185,13 +214,13 @@ def _write_adapter(model: Any, staging: Path, base_name: str, tokenizer: Any) ->
     config = files.read_json(staging / CONFIG)
     # Lists of names are sets in memory: sorted, so that the same adapter is the same bytes.
     names = {name: sorted(value) for name, value in config.items() if name.endswith("_modules") and isinstance(value, list)}
-    files.write_json(staging / CONFIG, {**config, **names, "base_model_name_or_path": base_name})
+    files.write_json(staging / CONFIG, {**config, **names, "base_model_name_or_path": find.hub_name(base_name)})
 
 
 def _take_start_off(model: Any, staging: Path) -> None:
     """Make a stored adapter that did not start at zero one that the unchanged base can be given."""
     tensors, config = initial.as_plain(model, load_file(staging / WEIGHTS), files.read_json(staging / CONFIG))
-    save_file(tensors, staging / WEIGHTS, metadata={"format": "pt"})
+    write_tensors(staging / WEIGHTS, tensors)
     files.write_json(staging / CONFIG, config)
 
 

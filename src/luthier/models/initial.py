@@ -18,12 +18,13 @@ import peft
 import torch
 from peft.tuners.lora.layer import LoraLayer
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from luthier import files
 from luthier.errors import ConfigError
 from luthier.models import quantized, weights
+from luthier.models.save import write_tensors
 from luthier.records import TokenizedExample
 
 TRAINED, FROZEN = "default", "start"
@@ -218,7 +219,7 @@ def frozen(model: Any) -> dict[str, Tensor]:
 def keep(model: Any, folder: Path) -> None:
     """Write what the adapters started at into `folder`, for a run to go on from; nothing where they started at zero."""
     if kept := frozen(model):
-        files.build_folder(folder, lambda staging: save_file({name: tensor.cpu() for name, tensor in kept.items()}, staging / FILE))
+        files.build_folder(folder, lambda staging: write_tensors(staging / FILE, kept))
 
 
 def take(model: peft.PeftModel, folder: Path) -> None:

@@ -38,6 +38,11 @@ def read_object(path: Path, next_step: str) -> dict[str, Any]:
     return value
 
 
+def are_there(folder: Path) -> bool:
+    """Whether anything in the folder looks like weights, loadable or not."""
+    return any(file.suffix in (".safetensors", *UNREADABLE) or file.name == INDEX for file in folder.iterdir())
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The .safetensors files that make up the model, in order. Raises ModelError where there are none, or one is missing."""
     if (folder / WHOLE).is_file():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.config.adapters import FreezeSettings
+from luthier.config.methods import METHODS
 from luthier.config.preference import BETA, REFERENCED
 from luthier.config.section import bytes_of
 from luthier.config.settings import Settings
@@ -65,6 +66,8 @@ class Plan:
     next_step: str
     notes: list[str]
     saved_bytes: int  # by gradient checkpointing, of activations
+    facts: ModelFacts
+    rows: DataShape
 
     def lines(self) -> list[str]:
         """The plan for people."""
@@ -94,6 +97,13 @@ class Plan:
                 next_step=f"{self.next_step}   (max_memory: SIZE lets it begin where you know better)",
             )
 
+    def with_budget(self, micro_batch_tokens: int) -> "Plan":
+        """The same run with other micro-batches: what it needs then."""
+        settings = _replace(self.settings, {"training.micro_batch_tokens": micro_batch_tokens})
+        cost = _memory(settings, self.facts, self.rows)
+        seconds = _seconds(settings, self.facts, self.machine, self.rows, self.updates)
+        return dataclasses.replace(self, settings=settings, memory_bytes=cost, seconds=seconds)
+
     def as_json(self) -> dict[str, Any]:
         """The plan as plan.json holds it."""
         return {
@@ -115,6 +125,7 @@ def resolve(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataS
     check_max_length(settings, facts)
     check_layers(settings.lora.layers_to_transform, facts.layers, "lora.layers_to_transform")
     check_layers(settings.freeze.numbers(), facts.layers, "freeze.layers")
+    check_rank(settings, facts)
     choices = [
         max_length(settings, facts),
         batch_size(settings, facts, rows),
@@ -131,6 +142,7 @@ def resolve(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataS
         resolved.append(compiling(_seconds(filled, facts, machine, rows, count_updates(filled, rows.train_rows))))
         filled = _fill(settings, resolved)
     updates = count_updates(filled, rows.train_rows)
+    _check_warmup(settings, updates)
     cost = _memory(filled, facts, rows)
     fits = _fits(filled, facts, machine, rows)
     return Plan(
@@ -144,7 +156,28 @@ def resolve(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataS
         next_step="" if fits else cheapest_change(filled, facts, machine, rows),
         notes=_notes(filled, machine, rows, updates),
         saved_bytes=sum(_memory(_replace(filled, {"training.gradient_checkpointing": "off"}), facts, rows).values()) - sum(cost.values()),
+        facts=facts,
+        rows=rows,
     )
+
+
+def check_rank(settings: Settings, facts: ModelFacts) -> None:
+    """Raises ConfigError where an adapter is asked for that is wider than the model."""
+    if "lora" in METHODS[settings.method].blocks and settings.lora.r > facts.hidden:
+        raise ConfigError(
+            f"lora.r is {settings.lora.r}, and the model's vectors have {facts.hidden} numbers: more is not in them",
+            where="lora.r",
+            next_step=f"lora.r: 16 is usual; {facts.hidden} at most",
+        )
+
+
+def _check_warmup(settings: Settings, updates: int) -> None:
+    if (warmup := settings.training.warmup_steps or 0) > updates:
+        raise ConfigError(
+            f"training.warmup_steps is {warmup}, and the run has {updates} updates: the rate would never reach its peak",
+            where="training.warmup_steps",
+            next_step=f"fewer than {updates}, or training.warmup_ratio: 0.03",
+        )
 
 
 def check_max_length(settings: Settings, facts: ModelFacts) -> None:
@@ -299,6 +332,27 @@ def cheapest_change(settings: Settings, facts: ModelFacts, machine: Machine, row
     return f"a smaller model, or a machine with at least {_size(int(needed / USABLE_SHARE))}"
 
 
+def levers(plan: Plan) -> list[tuple[str, int]]:
+    """Changes that make the largest single row of a run need less, with the bytes that the run would then need; the strongest first."""
+    settings, rows = _replace(plan.settings, {"training.micro_batch_tokens": 1}), plan.rows
+    half = max(1, rows.longest // 2)
+    changes: list[tuple[str, dict[str, Any], DataShape]] = [
+        ("training.gradient_checkpointing: full", {"training.gradient_checkpointing": "full"}, rows),
+        ("training.precision: bf16", {"training.precision": "bf16"}, rows),
+        (f"data.max_length: {half}", {}, dataclasses.replace(rows, longest=half, shared_prefix_tokens=min(rows.shared_prefix_tokens, half - 1))),
+        ("training.share_prefixes: false", {"training.share_prefixes": False}, rows),
+    ]
+    if settings.method == "full":
+        text, change = _to_lora(settings)
+        changes += [("training.optim: adamw_8bit", {"training.optim": "adamw_8bit"}, rows), (text, change, rows)]
+    if settings.method == "lora":
+        changes.append(("method: qlora", {"method": "qlora", "training.frozen_base": "bf16"}, rows))
+        changes.append(("lora.r: 8", {"lora.r": min(8, settings.lora.r)}, rows))
+    now = sum(_memory(settings, plan.facts, rows).values())
+    costs = [(text, sum(_memory(_replace(settings, change), plan.facts, shape).values())) for text, change, shape in changes]
+    return sorted(((text, cost) for text, cost in costs if cost < now), key=lambda lever: lever[1])
+
+
 def _to_lora(settings: Settings) -> tuple[str, dict[str, Any]]:
     """`method: lora` in place of full, with all that only full reads: in words, and as a change."""
     text, change = "method: lora", {"method": "lora", "freeze": FreezeSettings()}
@@ -411,6 +465,9 @@ def _notes(settings: Settings, machine: Machine, rows: DataShape, updates: int) 
         notes.append(f"note: {updates} updates are few (below {least} a run rarely learns): more rows, more epochs or a smaller batch_size help")
     if settings.training.precision != "auto" and settings.training.precision != machine.faster_precision:
         notes.append(f"note: {machine.faster_precision} is faster on this machine than {settings.training.precision}")
+    if settings.training.deterministic:
+        how = "attention takes no faster kernel" if machine.device == "cuda" else "a CPU gives the same bits every time anyway"
+        notes.append(f"note: deterministic: {how}")
     if rows.train_rows < 50:
         notes.append(f"note: {rows.train_rows} rows teach a form at best; a few hundred are usual for a task")
     if reserved := settings.data.reserve_for_generation:

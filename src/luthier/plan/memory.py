@@ -38,17 +38,17 @@ PLAIN_NAME = re.compile(r"\w+(\.\w+)*")
 
 
 def linear_shapes(facts: ModelFacts) -> dict[str, tuple[int, int]]:
-    """(inputs, outputs) of each linear layer of one block, by its usual name."""
+    """(inputs, outputs) of each linear layer of one block, by its usual name. Experts are none: they are fused in tensors of their own,
+    which are neither adapted nor quantized."""
     queries, keys = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
-    return {
+    attention = {
         "q_proj": (facts.hidden, queries),
         "k_proj": (facts.hidden, keys),
         "v_proj": (facts.hidden, keys),
         "o_proj": (queries, facts.hidden),
-        "gate_proj": (facts.hidden, facts.intermediate),
-        "up_proj": (facts.hidden, facts.intermediate),
-        "down_proj": (facts.intermediate, facts.hidden),
     }
+    entering = dict.fromkeys(("gate_proj", "up_proj") if facts.gated else ("up_proj",), (facts.hidden, facts.intermediate))
+    return attention if facts.experts else {**attention, **entering, "down_proj": (facts.intermediate, facts.hidden)}
 
 
 def lora_parameters(
@@ -102,17 +102,24 @@ def body_parameters(facts: ModelFacts) -> int:
     return facts.parameters - tables * facts.vocabulary * facts.hidden
 
 
+def active_body_parameters(facts: ModelFacts) -> int:
+    """Numbers in the blocks that one token goes through: all but those of the experts that do not see it."""
+    return body_parameters(facts) - (facts.parameters - facts.active_parameters)
+
+
 def activation_bytes_per_token(facts: ModelFacts, number_bytes: int, recomputed: str = "off") -> int:
     """What the backward pass needs of one token, in all blocks.
 
     A block keeps: two residual inputs and two normed ones (4 * hidden), the norms' fp32 copies (2 * 2 * hidden * 4 bytes), queries and
     the attention's output (2 * heads * head_dim), keys and values (2 * kv_heads * head_dim), and four of the MLP's width
-    (gate, up, silu(gate), product). `recomputed` (training.gradient_checkpointing) keeps less of all blocks but one, which is being
-    computed again: selective all but the norms' copies and the MLP's width, full the input alone.
+    (gate, up, silu(gate), product; two where there is no gate), for each expert that sees the token. `recomputed`
+    (training.gradient_checkpointing) keeps less of all blocks but one, which is being computed again: selective all but the norms' copies
+    and the MLP's width, full the input alone.
     """
     queries, keys = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
     around_attention = (4 * facts.hidden + 2 * queries + 2 * keys) * number_bytes
-    block = around_attention + 4 * facts.intermediate * number_bytes + 16 * facts.hidden
+    mlp = (4 if facts.gated else 2) * facts.intermediate * max(1, facts.experts_used) * number_bytes
+    block = around_attention + mlp + 16 * facts.hidden
     kept = {"off": block, "selective": around_attention, "full": facts.hidden * number_bytes}[recomputed]
     return facts.layers * kept + block - kept
 

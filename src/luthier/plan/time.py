@@ -1,7 +1,7 @@
 """How long a run takes: floating-point operations over a measured rate. Always an estimate, and training only."""
 
 from luthier.models.facts import ModelFacts
-from luthier.plan.memory import body_parameters, linear_parameters
+from luthier.plan.memory import active_body_parameters, linear_parameters
 
 # Share of the probe's rate that a whole update reaches: 0.45 with 1,000 tokens an update, 0.23 in `luthier demo` (330 tokens an update)
 # (2 cores with bf16 units, 2026-11-22).
@@ -28,7 +28,7 @@ def lora_flops(facts: ModelFacts, trained: int, executed: int, trained_tokens: i
 
     4 and not 6: frozen weights have no gradient of their own (forward 2, gradient of the input 2).
     """
-    per_token = 4 * body_parameters(facts) + 6 * trained + 3 * attention_flops(facts, visible_tokens)
+    per_token = 4 * active_body_parameters(facts) + 6 * trained + 3 * attention_flops(facts, visible_tokens)
     return executed * per_token + trained_tokens * 4.0 * facts.vocabulary * facts.hidden
 
 
@@ -46,7 +46,7 @@ def full_flops(
 
     A frozen layer, and a frozen head, has no gradient of its own (4 and not 6); nothing runs back through an idle one (2, and 1 * attention).
     """
-    body, attention = body_parameters(facts), attention_flops(facts, visible_tokens)
+    body, attention = active_body_parameters(facts), attention_flops(facts, visible_tokens)
     frozen, idle = frozen_layers / facts.layers, idle_layers / facts.layers
     per_token = body * (6 - 2 * frozen - 2 * idle) + attention * (3 - 2 * idle)
     return executed * per_token + trained_tokens * (6.0 if head_is_trained else 4.0) * facts.vocabulary * facts.hidden
@@ -64,7 +64,7 @@ def judging_flops(
 ) -> float:
     """Operations that preference tuning adds: a second pass through the head for what is trained, and the forward pass over the rows whose
     log-probabilities are kept before the training. With `mismatched` (KTO) each row is run forward with another answer, too."""
-    body, head = 2 * body_parameters(facts) + attention_flops(facts, visible_tokens), 2.0 * facts.vocabulary * facts.hidden
+    body, head = 2 * active_body_parameters(facts) + attention_flops(facts, visible_tokens), 2.0 * facts.vocabulary * facts.hidden
     before = reference_tokens * body + reference_trained_tokens * head
     return trained_tokens * head + before + (before + executed * body + trained_tokens * head if mismatched else 0.0)
 
@@ -73,8 +73,8 @@ def recomputed_flops(facts: ModelFacts, recomputed: str, executed: int, visible_
     """Operations that gradient checkpointing adds: the blocks' forward pass (full), or two of the MLP's three products (selective)."""
     per_token = {
         "off": 0.0,
-        "selective": 4.0 * facts.layers * facts.hidden * facts.intermediate,
-        "full": 2 * body_parameters(facts) + attention_flops(facts, visible_tokens),
+        "selective": 4.0 * facts.layers * facts.hidden * facts.intermediate * max(1, facts.experts_used),
+        "full": 2 * active_body_parameters(facts) + attention_flops(facts, visible_tokens),
     }
     return executed * per_token[recomputed]
 

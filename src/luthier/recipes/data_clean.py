@@ -74,7 +74,11 @@ def clean(config: Config, to: Path, *, only: Sequence[str] = (), skip: Sequence[
         raise DataError(f"of {read:,} rows none would be left", where=parts[0].file.name, next_step=next_step)
     files.make_folder(to.parent)
     files.write_lines(removed_file, (entry for part in parts for entry in _removed(part)))
-    files.write_pieces(to, (f"{line}\n".encode("utf-8", "backslashreplace") for part in parts for line in _kept(part, config)))
+    try:
+        files.write_pieces(to, (f"{line}\n".encode("utf-8", "backslashreplace") for part in parts for line in _kept(part, config)))
+    except BaseException:
+        removed_file.unlink()  # one without the other says nothing
+        raise
     counts = {name: reasons.get(name, 0) for name in [*(finding.check for finding in findings), *sorted(reasons)]}
     return Cleaned(read, read - removed, removed, counts, to, removed_file, notes)
 

@@ -10,6 +10,7 @@ from luthier.config.load import Config, load_config
 from luthier.data.us_addresses import demo_rows
 from luthier.engine import probe
 from luthier.recipes import evaluation, handover, sft
+from luthier.recipes.verify import SHORT, Verdict, verify
 from luthier.records import Parity, Scorecard
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder
@@ -39,6 +40,10 @@ seed: 0
 """
 
 
+# Rows that the short form of luthier verify works on: seconds.
+VERIFIED_ROWS = 24
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What the demo made and measured."""
@@ -46,6 +51,7 @@ class Outcome:
     run: RunFolder
     scorecard: Scorecard
     parity: Parity
+    verdict: Verdict
     seconds: float
 
 
@@ -60,7 +66,8 @@ def demo(reporter: Reporter | None = None, *, output_dir: Path = Path("runs"), m
     files.write_text(run.path / "demo.yaml", text)
     scorecard = evaluation.evaluate(run, reporter)
     _, parity = handover.export(run, "merged", reporter)
-    return Outcome(run, scorecard, parity, time.perf_counter() - start)
+    verdict = verify(load_config(run.config), reporter, rows=VERIFIED_ROWS, only=SHORT, run=run)
+    return Outcome(run, scorecard, parity, verdict, time.perf_counter() - start)
 
 
 def _settings(output_dir: Path) -> str:

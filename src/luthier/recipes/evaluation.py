@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from luthier import run_lock
 from luthier.config.data import DataSettings, SourceSettings
 from luthier.config.load import load_config
 from luthier.config.methods import METHODS
@@ -36,6 +37,11 @@ def evaluate(run: RunFolder, reporter: Reporter | None = None, *, data: str | No
     Questions are the run's held-out rows, or those of the file `data`. Writes scorecard.json, samples.jsonl and report.html.
     """
     reporter = reporter or Silent()
+    with run_lock.held(run.path, "eval", reporter.say):
+        return _evaluate(run, reporter, data, engine)
+
+
+def _evaluate(run: RunFolder, reporter: Reporter, data: str | None, engine: Engine | None) -> Scorecard:
     settings = load_config(run.config).settings
     asked = settings.evaluation
     rows = _rows_of(data, settings.data, reporter) if data else _held_out(run)

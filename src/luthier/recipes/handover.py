@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from luthier import files
+from luthier import files, run_lock
 from luthier.config.load import Config, load_config
 from luthier.config.methods import METHODS
 from luthier.data import ledger, prepare
@@ -43,7 +43,11 @@ def export(
         raise CallError("this run trained every weight and has no adapter", where="--to", next_step="--to merged gives its model")
     config = load_config(run.config)
     onto = _onto(config, to, onto)
-    target = _target(run, to, folder)
+    with run_lock.held(run.path, "export", reporter.say):
+        return _export(run, config, to, _target(run, to, folder), precision, onto, reporter)
+
+
+def _export(run: RunFolder, config: Config, to: str, target: Path, precision: str, onto: str, reporter: Reporter) -> tuple[Path, Parity]:
     trained = opening.open_trained(run, reporter, "fp32")
     rows = _rows(run, config, trained.tokenizer)
     asked = [prompt_ids(row.prompt, trained.tokenizer, row.tools) for row in rows if row.prompt]

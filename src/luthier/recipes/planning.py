@@ -4,7 +4,7 @@ from luthier import files
 from luthier.config.load import Config
 from luthier.data import prepare
 from luthier.data.conversations import check_objective
-from luthier.models import catalog, facts, find
+from luthier.models import facts, find
 from luthier.models.facts import ModelFacts
 from luthier.plan import choose, machine, shape
 from luthier.plan.choose import Plan
@@ -20,7 +20,7 @@ def make_plan(config: Config, reporter: Reporter | None = None) -> Plan:
     for note in rows.notes:
         reporter.say(note)
     here = machine.stored_machine(files.home()) or machine.this_machine_without_torch()
-    card = catalog.card(settings.model)
+    card = find.of_catalog(settings.model, config.file.parent)
     model_facts: ModelFacts = card.facts if card else facts.from_folder(find.find(settings.model, reporter, config.file.parent))
     plan = choose.resolve(settings, model_facts, here, shape.of_text(rows.train, settings.objective, len(rows.held_out)))
     reporter.say(f"tokens are estimated at {shape.CHARACTERS_PER_TOKEN} characters each; luthier data check counts them")

@@ -17,7 +17,7 @@ def fit(config: Config, reporter: Reporter | None = None, *, title: str = "", re
     """
     reporter = reporter or Silent()
     session.require_objective(config, {"sft"})
-    config, rows = session.read(config, reporter)
+    config, rows = session.read(config, reporter, resume)
     asked = config.settings
     metrics.check(asked.evaluation.metrics, [row.answer for row in rows.held_out])
 
@@ -26,15 +26,15 @@ def fit(config: Config, reporter: Reporter | None = None, *, title: str = "", re
     of_rows = shape.of_tokens(prepared.lengths, prepared.trained_tokens, prepared.shared_prefix_tokens)
     plan = session.resolve(asked, ready, of_rows, reporter)
 
-    run = resume or session.begin(config, plan, ready, len(prepared.train), title)
-    engine = session.start(run, plan, ready, reporter, resume=resume is not None)
-    place = session.place(run, plan, ready, engine, resume is not None, reporter)
-    contract.write(run, ready.tokenizer, engine.stop_ids, prepared.rows.train)
-    task = session.Task(prepared.train, prepared.lengths, lambda: (engine.held_out_loss(prepared.held_out), {}))
-    session.check(run, engine, plan, ready, task, reporter)
-    session.train(run, engine, plan, prepared, task, place, reporter)
+    with session.opened(config, plan, ready, len(prepared.train), reporter, title=title, resume=resume) as run:
+        engine = session.start(run, plan, ready, reporter, resume=resume is not None)
+        place = session.place(run, plan, ready, engine, resume is not None, reporter)
+        contract.write(run, ready.tokenizer, engine.stop_ids, prepared.rows.train)
+        task = session.Task(prepared.train, prepared.lengths, lambda: (engine.held_out_loss(prepared.held_out), {}))
+        session.check(run, engine, plan, ready, task, reporter)
+        session.train(run, engine, plan, prepared, task, place, reporter)
 
-    engine.save_state(run.model if asked.method == "full" else run.adapter, base_name=asked.model)
-    write_report(run)
-    run.say("finished")
+        engine.save_state(run.model if asked.method == "full" else run.adapter, base_name=asked.model)
+        write_report(run)
+        run.say("finished")
     return run

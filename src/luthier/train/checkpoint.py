@@ -1,22 +1,34 @@
 """Checkpoints: what was trained, the optimizer's moments and the place in the data, in a folder that is whole or not there.
 
-safetensors and JSON only. `manifest.json` holds the sha256 of every file, so that a damaged one is found and named.
+safetensors and JSON only. What a run draws (order, dropout, noise) comes from its seed, the update's number and the row, and its rate from
+the update's number: of them a checkpoint needs the number alone.
 """
 
 import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from torch import Tensor
 
-from luthier import files
+from luthier import files, sealed, tensor_file
 from luthier.engine import Engine, optimizers
 from luthier.engine.precision import LossScale
-from luthier.errors import RunError
+from luthier.errors import NotFiniteError, RunError
+from luthier.models import save as models
+from luthier.models.save import stored
+from luthier.models.weights import INDEX
 from luthier.run_folder import RunFolder
+from luthier.tensor_file import Stored
 
-FILES = ("trained.safetensors", "optimizer.safetensors", "state.json")
+TRAINED, OPTIMIZER, STATE = "trained.safetensors", "optimizer.safetensors", "state.json"
+DRAWS = "every draw is derived from (seed, update, example, layer): no generator has a state"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,28 +42,123 @@ class Place:
     optim: str = "adamw"
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A number of the held-out rows, by its name, after a checkpoint's last update."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a checkpoint will hold, by file name, and about how many bytes that are."""
+
+    step: int
+    parts: Mapping[str, sealed.Content]
+    size_bytes: int
+
+
+def commits() -> bool:
+    """Whether this process writes checkpoints: of several that train one model it is the first (torchrun's RANK)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def take(engine: Engine, place: Place, *, copied: bool = False, measured: Measured | None = None, course: Mapping[str, Any] | None = None) -> State:
+    """The engine's state; with `copied` it stays as it is now while training goes on, else it is to be written before the next update.
+
+    Raises NotFiniteError where a number of it is not finite. `course` says how the run goes (rates, order), for whoever reads the files.
+    """
+
+    def keep(tensor: Tensor) -> Tensor:
+        return tensor.detach().to("cpu", copy=True) if copied else tensor.detach()
+
+    weights = {name: keep(weight) for name, weight in engine.masters.weights.items()}
+    moments = {name: keep(moment) for name, moment in _moments(engine).items()}
+    for name, tensor in (weights | moments).items():
+        _require_finite(name, tensor, place.step)
+    state = {
+        "place": dataclasses.asdict(place),
+        "engine": {"micro_batch_tokens": engine.micro_batch_tokens}
+        | ({} if engine.loss_scale is None else {"loss_scale": dataclasses.asdict(engine.loss_scale)}),
+        "course": dict(course or {}),
+        "draws": DRAWS,
+        "measured": None if measured is None else dataclasses.asdict(measured),
+    }
+    tensors = {OPTIMIZER: {name: stored(moment) for name, moment in moments.items()}}
+    parts: dict[str, sealed.Content] = {STATE: _json(state)}
+    if engine.adapted:
+        tensors[TRAINED] = {name: stored(weight) for name, weight in weights.items()}
+    else:
+        whole = {name: stored(tensor) for name, tensor in (_untrained(engine) | weights).items()}
+        cut = tensor_file.shards(whole, models.SHARD_BYTES)
+        tensors |= cut
+        parts["config.json"] = _json(models.config_of(engine.model, torch.float32))
+        if len(cut) > 1:
+            parts[INDEX] = lambda: [tensor_file.index(cut)]
+    parts |= {name: _pieces(group) for name, group in tensors.items()}
+    return State(place.step, parts, sum(tensor.size_bytes for group in tensors.values() for tensor in group.values()))
+
+
+def _json(value: Any) -> sealed.Content:
+    text = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    return lambda: [text]
+
+
+def _pieces(tensors: Mapping[str, Stored]) -> sealed.Content:
+    return lambda: tensor_file.pieces(tensors, {"format": "pt"})
+
+
+def _untrained(engine: Engine) -> dict[str, Tensor]:
+    """What else a whole model needs to be loaded: its frozen weights and the buffers that are stored."""
+    kept = engine.model.state_dict().keys()
+    found = [*engine.model.named_parameters(), *engine.model.named_buffers()]
+    return {name: tensor.detach() for name, tensor in found if name in kept and name not in engine.masters.weights}
+
+
+def _require_finite(name: str, tensor: Tensor, step: int) -> None:
+    if tensor.is_floating_point() and not models.all_finite(tensor):
+        raise NotFiniteError(
+            f"{name} holds values that are not finite, and nothing of it is saved",
+            where=f"step {step}",
+            next_step="go on from the last checkpoint with a lower training.learning_rate, or look at the rows of this step",
+        )
+
+
+def write(run: RunFolder, state: State, about: Mapping[str, Any] | None = None) -> Path:
+    """Write checkpoints/step-N, whole or not at all. `about` (hashes and versions of the run) goes into its manifest.
+
+    Raises RunError or OSError where the disk does not take it.
+    """
+    for path in (run.metrics, run.rows):
+        if path.exists():
+            files.sync(path)  # a run that goes on from here needs their lines up to here
+    path = path_of(run, state.step)
+    sealed.write(path, state.parts, {"step": state.step, "run": dict(about or {})})
+    return path
+
+
+def path_of(run: RunFolder, step: int) -> Path:
+    return run.checkpoints / f"step-{step:06d}"
+
+
+def copy_bytes(engine: Engine) -> int:
+    """What `take` needs for a copy: bytes of the trained weights and the optimizer's moments."""
+    return sum(tensor.nbytes for tensor in (*engine.masters.weights.values(), *_moments(engine).values()))
+
+
 def save(run: RunFolder, engine: Engine, place: Place, keep: int) -> Path:
     """Write checkpoints/step-N and then delete all but the newest `keep`."""
-
-    def fill(folder: Path) -> None:
-        save_file({name: weight.detach().contiguous() for name, weight in engine.masters.weights.items()}, folder / "trained.safetensors")
-        save_file(_moments(engine), folder / "optimizer.safetensors")
-        scale = {} if engine.loss_scale is None else {"loss_scale": dataclasses.asdict(engine.loss_scale)}
-        files.write_json(folder / "state.json", dataclasses.asdict(place) | scale)
-        files.write_json(folder / "manifest.json", {path.name: files.sha256(path) for path in sorted(folder.iterdir())})
-
-    path = files.build_folder(run.checkpoints / f"step-{place.step:06d}", fill)
-    # Only what came before: a damaged one of a later step, which this run has left behind, must not push good ones out.
-    before = [old for old in list_checkpoints(run) if int(old.name.removeprefix("step-")) <= place.step]
-    for old in before[:-keep]:
+    path = write(run, take(engine, place))
+    for old in list_checkpoints(run, until=place.step)[:-keep]:
         files.remove_folder(old)
     return path
 
 
-def list_checkpoints(run: RunFolder) -> list[Path]:
-    """The run's checkpoints, oldest first."""
-    # By number: the millionth has a digit more than the others.
-    return sorted(run.checkpoints.glob("step-*"), key=lambda path: (len(path.name), path.name))
+def list_checkpoints(run: RunFolder, until: int | None = None) -> list[Path]:
+    """The run's checkpoints, whole or not, oldest first; only those of at most `until` updates."""
+    # A damaged one of a later step, which a run has left behind, must not push good ones out.
+    return [path for path in sealed.numbered(run.checkpoints, "step") if until is None or sealed.number(path) <= until]
 
 
 def newest_whole(run: RunFolder) -> tuple[Path, list[str]]:
@@ -66,46 +173,50 @@ def newest_whole(run: RunFolder) -> tuple[Path, list[str]]:
     raise RunError(f"there is no whole checkpoint to resume from{seen}", where=str(run.path), next_step=f"luthier train {run.config} starts anew")
 
 
-def damage(path: Path) -> str:
-    """What is wrong with a checkpoint, or ""."""
-    manifest = path / "manifest.json"
-    if not manifest.is_file():
-        return "manifest.json is missing"
-    try:
-        expected = files.read_json(manifest)
-    except RunError:
-        return "manifest.json is not whole"
-    for name in FILES:
-        if name not in expected:
-            return f"manifest.json does not list {name}"
-    for name, digest in expected.items():
-        if not (path / name).is_file():
-            return f"{name} is missing"
-        if files.sha256(path / name) != digest:
-            return f"{name} is not as it was written"
-    return ""
+def damage(path: Path, *, sizes_only: bool = False) -> str:
+    """What is wrong with a checkpoint, or "". With `sizes_only` its files' bytes are not read."""
+    if problem := sealed.damage(path, sizes_only=sizes_only):
+        return problem
+    manifest = sealed.read_manifest(path)
+    if manifest.get("step") != sealed.number(path):
+        return f"{sealed.MANIFEST} is that of step {manifest.get('step')}"
+    return next((f"{sealed.MANIFEST} does not list {name}" for name in (STATE, OPTIMIZER) if name not in manifest["files"]), "")
+
+
+def measured_at(path: Path) -> Measured | None:
+    """What was measured of the held-out rows after a checkpoint's last update, where that was measured before it was written."""
+    found = files.read_json(path / STATE)["measured"]
+    return None if found is None else Measured(**found)
 
 
 def load(path: Path, engine: Engine) -> Place:
     """Put a checkpoint into the engine: weights and moments, to the bit."""
-    stored = load_file(path / "trained.safetensors")
-    shapes, wanted = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (stored, engine.masters.weights))
-    if shapes != wanted:
-        different = min(name for name, _ in shapes.items() ^ wanted.items())
+    weights: dict[str, Tensor] = {}
+    for name in sealed.read_manifest(path)["files"]:
+        if name.endswith(".safetensors") and name != OPTIMIZER:
+            weights |= load_file(path / name)
+    wanted = dict(engine.masters.weights) if engine.adapted else _untrained(engine) | engine.masters.weights
+    found, expected = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (weights, wanted))
+    if found != expected:
+        different = min(name for name, _ in found.items() ^ expected.items())
         raise RunError(
             f"it holds other weights than this model trains (for one: {different})",
             where=str(path),
             next_step="resume with the run's own config.yaml",
         )
-    state = files.read_json(path / "state.json")
-    scale = state.pop("loss_scale", None)
-    place = Place(**state)
+    state = files.read_json(path / STATE)
+    place = Place(**state["place"])
     if place.optim != engine.optim:
         raise _changed("optim", place.optim, engine.optim, path)
-    engine.masters.load(stored)
-    _restore_moments(engine, load_file(path / "optimizer.safetensors"))
+    engine.masters.load(weights)
+    _restore_moments(engine, load_file(path / OPTIMIZER))
+    scale = state["engine"].get("loss_scale")
     if engine.loss_scale is not None and scale is not None:
         engine.loss_scale = LossScale(**scale)
+    # It is less than the run was asked for where that was once more than the memory held; else what it is asked for now counts.
+    cut = state["engine"]["micro_batch_tokens"]
+    if cut < sealed.read_manifest(path)["run"].get("micro_batch_tokens", math.inf):
+        engine.micro_batch_tokens = min(engine.micro_batch_tokens, cut)
     return place
 
 
@@ -122,13 +233,13 @@ def _changed(name: str, before: object, after: object, path: Path) -> RunError:
     return RunError(what, where=str(path), next_step="restore it to go on, or start a new run from what this one trained: init_from")
 
 
-def _moments(engine: Engine) -> dict[str, torch.Tensor]:
+def _moments(engine: Engine) -> dict[str, Tensor]:
     kept = ((name, optimizers.moments(engine.optimizer, weight)) for name, weight in engine.masters.weights.items())
     return {f"{name}/{key}": value for name, moments in kept for key, value in moments.items()}
 
 
-def _restore_moments(engine: Engine, stored: dict[str, torch.Tensor]) -> None:
-    moments: dict[str, dict[str, torch.Tensor]] = {name: {} for name in engine.masters.weights}
+def _restore_moments(engine: Engine, stored: dict[str, Tensor]) -> None:
+    moments: dict[str, dict[str, Tensor]] = {name: {} for name in engine.masters.weights}
     for key, value in stored.items():
         name, _, which = key.rpartition("/")
         moments[name][which] = value

@@ -5,7 +5,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from luthier.engine import Engine
-from luthier.errors import RunError
-from luthier.records import Judged, Source, StepReport, TokenizedExample, UpdateLoss
+from luthier.errors import NotFiniteError
+from luthier.models.save import all_finite
+from luthier.records import Judged, Source, StepReport, TokenizedExample, UpdateLoss, named
 from luthier.stopping import Stop
 from luthier.train import order, schedule
 
@@ -23,7 +24,6 @@ Watcher = Callable[[StepReport], None]
 RowWatcher = Callable[[int, Any, list[float]], None]
 # One bad row may pass; three updates in a row mean that the weights or the rate are wrong.
 MOST_SKIPPED = 3
-ROWS_SHOWN = 8
 # Gives what came of an update; on a GPU it waits for that update.
 Reading = Callable[[], tuple[UpdateLoss, float]]
 # Loss and gradients of the rows of an update; told True, with the mean loss of each row.
@@ -44,6 +44,10 @@ class Course:
     num_cycles: int = 1
     decay_steps: int = 0
 
+    def rows(self, examples: Sequence[Any], update: int) -> list[Any]:
+        """The examples of one update, counted from 0."""
+        return [examples[row] for row in order.update_rows(len(examples), self.batch_size, self.seed, update, self.examples_seen)]
+
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
@@ -58,9 +62,7 @@ class Skipped:
     def __str__(self) -> str:
         if self.overflowed:
             return f"step {self.step} is skipped: its gradients were too large for fp16; the loss scale is halved (usual in a run's first steps)"
-        more = f" and {len(self.rows) - ROWS_SHOWN} more" if len(self.rows) > ROWS_SHOWN else ""
-        rows = ", ".join(str(row) for row in self.rows[:ROWS_SHOWN]) + more
-        return f"step {self.step} is skipped: the loss is {self.loss} and the gradient norm {self.grad_norm} (rows {rows})"
+        return f"step {self.step} is skipped: the loss is {self.loss} and the gradient norm {self.grad_norm} (rows {named(self.rows)})"
 
 
 def fit(
@@ -73,22 +75,25 @@ def fit(
     done: int = 0,
     on_skip: Callable[[Skipped], None] = lambda skipped: None,
     on_rows: RowWatcher | None = None,
+    on_smaller: Callable[[int, int, int], None] = lambda step, before, now: None,
     looks_at_weights: Callable[[int], bool] = lambda step: True,
     forward_backward: ForwardBackward | None = None,
 ) -> int:
     """Train from update `done` to the end of the course, or until `stop` says so. Returns the updates that are done.
 
-    An update whose loss or gradient is not finite is skipped, and told to `on_skip` and `on_rows` only. Raises RunError after
-    MOST_SKIPPED of them in a row. A GPU goes on while the update before is told; not so after a step of which `looks_at_weights` says that
+    An update whose loss or gradient is not finite is skipped, and told to `on_skip` and `on_rows` only. Raises NotFiniteError
+    after MOST_SKIPPED of them in a row. `on_smaller` is told the update in which the memory was not enough, and the micro-batch tokens
+    before and since. A GPU goes on while the update before is told; not so after a step of which `looks_at_weights` says that
     a watcher will find its weights in the engine. `forward_backward` is the engine's own where none is given.
     """
     engine.require_trained_parameters()
     teller = _Teller(engine, examples, course, watchers, on_skip, on_rows)
+    budget = engine.micro_batch_tokens
     for update in range(done, course.updates):
         start = time.perf_counter()
         # Every draw of an update (dropout) comes from the seed and the update's number: a resumed run draws the same.
         torch.manual_seed(update_seed(course.seed, update))
-        rows = [examples[row] for row in order.update_rows(len(examples), course.batch_size, course.seed, update, course.examples_seen)]
+        rows = course.rows(examples, update)
         rate = schedule.learning_rate(
             update,
             peak=course.learning_rate,
@@ -100,9 +105,13 @@ def fit(
         )
         sent = _Sent(update + 1, rows, rate, start, _run(engine, rows, rate, forward_backward, row_losses=on_rows is not None))
         teller.add(sent, at_once=not engine.reads_late or update + 1 == course.updates or looks_at_weights(update + 1))
+        if engine.micro_batch_tokens != budget:
+            on_smaller(update + 1, budget, engine.micro_batch_tokens)
+            budget = engine.micro_batch_tokens
         if stop.signal:
             teller.tell()
             return update + 1
+    teller.require_finite()
     return course.updates
 
 
@@ -136,6 +145,7 @@ class _Teller:
     on_skip: Callable[[Skipped], None]
     on_rows: RowWatcher | None
     waiting: _Sent | None = None
+    recent: list[_Sent] = field(default_factory=list)
     skipped_in_a_row: int = 0
     last_read: float = 0.0
 
@@ -146,7 +156,7 @@ class _Teller:
             self.tell()
 
     def tell(self) -> None:
-        """Tell of the update that waits for it, if there is one. Raises RunError after MOST_SKIPPED in a row."""
+        """Tell of the update that waits for it, if there is one. Raises NotFiniteError after MOST_SKIPPED in a row."""
         if self.waiting is None:
             return
         sent, self.waiting = self.waiting, None
@@ -172,8 +182,25 @@ class _Teller:
             peak_bytes=peak_bytes(),
             metrics=measured.metrics,
         )
-        for watcher in self.watchers:
-            watcher(report)
+        self.recent = [*self.recent[1 - MOST_SKIPPED :], sent]
+        try:
+            for watcher in self.watchers:
+                watcher(report)
+        except NotFiniteError as error:
+            raise self._with_rows(error) from error
+
+    def require_finite(self) -> None:
+        """Raises NotFiniteError where a weight that the run would leave is not finite."""
+        for name, weight in self.engine.masters.weights.items():
+            if not all_finite(weight.detach()):
+                problem = f"{name} holds values that are not finite, and nothing of it is saved"
+                next_step = "go on from the last checkpoint with a lower training.learning_rate, or look at these rows"
+                raise self._with_rows(NotFiniteError(problem, where=f"step {self.course.updates}", next_step=next_step))
+
+    def _with_rows(self, error: NotFiniteError) -> NotFiniteError:
+        """The same, with the rows of the last updates, which made the weights (or what the optimizer keeps) what they are."""
+        rows = "; ".join(f"step {sent.step}: {named([row.source for row in sent.rows])}" for sent in self.recent)
+        return NotFiniteError(error.problem, where=f"{error.where} (the last updates: {rows})", next_step=error.next_step)
 
     def _skip(self, skipped: Skipped) -> None:
         self.on_skip(skipped)
@@ -182,10 +209,10 @@ class _Teller:
             raise not_finite(skipped)
 
 
-def not_finite(last: Skipped) -> RunError:
-    return RunError(
+def not_finite(last: Skipped) -> NotFiniteError:
+    return NotFiniteError(
         f"the loss is {last.loss} and the gradient norm {last.grad_norm}: {MOST_SKIPPED} updates in a row, of which nothing was kept",
-        where=f"step {last.step} (rows {', '.join(str(row) for row in last.rows[:ROWS_SHOWN])})",
+        where=f"step {last.step} (rows {named(last.rows)})",
         next_step="look at these rows; then begin anew with a lower training.learning_rate or training.precision: fp32",
     )
 
@@ -199,6 +226,11 @@ def peak_bytes() -> int:
     """The most memory this process has held so far: the GPU's where one is used, else main memory."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return int(torch.cuda.max_memory_allocated())
+    return host_peak_bytes()
+
+
+def host_peak_bytes() -> int:
+    """The most main memory this process has held so far."""
     status = Path("/proc/self/status")
     if status.is_file():
         # Not ru_maxrss: a process inherits it from the one that started it.

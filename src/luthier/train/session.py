@@ -9,37 +9,39 @@ import functools
 import importlib.metadata
 import itertools
 import platform
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from luthier import files, run_folder
+from luthier import files, run_folder, run_lock
 from luthier.config.data import SourceSettings
 from luthier.config.load import Config, load_config, settings_to_yaml
 from luthier.config.methods import METHODS
 from luthier.config.section import bytes_of
 from luthier.config.settings import Settings
-from luthier.data import ledger, prepare
+from luthier.data import prepare
 from luthier.data.conversations import check_objective
 from luthier.data.prepare import Prepared, Rows
 from luthier.data.read.source import is_local
 from luthier.data.store import Places
-from luthier.engine import Engine, fp8, frozen, opening, probe
+from luthier.engine import Engine, determinism, fp8, frozen, opening, probe
 from luthier.errors import ConfigError, LuthierError, RunError
-from luthier.models import facts, find, methods, templates, weights
+from luthier.models import audit, facts, find, methods, templates, weights
 from luthier.models.facts import ModelFacts
 from luthier.plan import choose
 from luthier.plan.choose import DataShape, Plan
 from luthier.records import Judged, TokenizedExample
-from luthier.reporting import Reporter
+from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder
 from luthier.stopping import stopping_on_signals
-from luthier.train import checkpoint, loop, order, schedule, trial, watchers
+from luthier.train import checkpoint, loop, order, placing, resuming, schedule, shortage, trackers, trial, watchers
 from luthier.train.checkpoint import Place
+from luthier.train.saving import Saver
+from luthier.train.trackers import Trackers
 from luthier.train.watchers import HeldOut, tell
 from luthier.version import VERSION
 
@@ -78,8 +80,9 @@ class Task:
 class Interrupted(LuthierError):
     """Ctrl-C or SIGTERM: the state is saved. The exit code is the shell's own for that signal."""
 
-    def __init__(self, run: RunFolder, step: int, signal: int) -> None:
-        super().__init__(f"stopped after step {step}; a checkpoint is written", where=str(run.path), next_step=f"luthier train --resume {run.path}")
+    def __init__(self, run: RunFolder, step: int, signal: int, saved: int) -> None:
+        kept = "a checkpoint is written" if saved == step else f"its checkpoint could not be written, the newest is of step {max(saved, 0)}"
+        super().__init__(f"stopped after step {step}; {kept}", where=str(run.path), next_step=f"luthier train --resume {run.path}")
         self.exit_code = 128 + signal
 
 
@@ -94,12 +97,18 @@ def require_objective(config: Config, known: set[str]) -> None:
         )
 
 
-def read(config: Config, reporter: Reporter) -> tuple[Config, Rows]:
-    """The settings, with those that an earlier run decides, and the rows; what cannot work is refused before a model is fetched or loaded."""
+def read(config: Config, reporter: Reporter, resume: RunFolder | None = None) -> tuple[Config, Rows]:
+    """The settings, with those that an earlier run decides (`resume`: all but the harmless ones), and the rows; what cannot work is refused
+    before a model is fetched or loaded."""
+    if resume:
+        config = resuming.goes_on(resume, config, reporter)
     config = with_earlier_adapter(config)
     asked = config.settings
+    determinism.enter(asked.training.deterministic, opening.device_of(asked))
     probe.require_attention(asked.training.attn_implementation, opening.device_of(asked))
     methods.require(asked)
+    trackers.require(asked.report_to)
+    placing.require_own_folder(config)
     fp8.require(asked.training.frozen_base, asked.method, asked.training.precision, opening.device_of(asked))
     rows = prepare.load_rows(asked.data, config.file.parent, asked.seed, reporter)
     check_objective(rows.sources, asked.objective)
@@ -134,7 +143,6 @@ def start(run: RunFolder, plan: Plan, ready: Ready, reporter: Reporter, *, resum
     A new run of which the model shows that its settings cannot be leaves no folder.
     """
     prepared = ready.prepared
-    torch.use_deterministic_algorithms(True, warn_only=True)
     if resume:
         opening.require_same_base(run, ready.folder)
     try:
@@ -149,7 +157,10 @@ def start(run: RunFolder, plan: Plan, ready: Ready, reporter: Reporter, *, resum
         how = plan.settings.lora.init_lora_weights
         tell(run, reporter, f"init_lora_weights: {how} begins as the base does, and is saved as plain LoRA of twice the rank")
     shortest = [prepared.train[int(place)] for place in prepared.lengths.argsort(kind="stable")[:CHECKED_ROWS]]
+    budget = engine.micro_batch_tokens
     engine.check(*shortest, longest=int(prepared.lengths.max()))
+    if engine.micro_batch_tokens != budget:
+        shortage.tell_smaller(run, reporter, plan, 0, budget, engine.micro_batch_tokens)
     for note in engine.notes:
         reporter.say(note)
     if engine.plain_reason:
@@ -165,7 +176,6 @@ def place(run: RunFolder, plan: Plan, ready: Ready, engine: Engine, resume: bool
     if resume and (checkpoint.list_checkpoints(run) or run.trained.is_dir()):
         return _restore(run, engine, begun, reporter)
     if resume:
-        ledger.check_same_sources(run, ready.prepared.rows.sources)
         run.forget_after(0)
         tell(run, reporter, "no checkpoint was written before the run was stopped: it begins at its first update again")
     if not METHODS[plan.settings.method].begins_as_base and not plan.settings.init_from:
@@ -212,7 +222,7 @@ def with_earlier_adapter(config: Config) -> Config:
                 next_step="take it out (the adapter goes on as it is), or take init_from out",
             )
     notes = [*config.notes, *opening.earlier_notes(config, kept)]
-    return dataclasses.replace(config, settings=config.settings.model_copy(update=kept), notes=notes)
+    return dataclasses.replace(config, settings=config.settings.model_copy(update=kept), notes=notes, asked=config.settings)
 
 
 def _given_at(config: Config, section: str, name: str) -> str | None:
@@ -227,16 +237,40 @@ def _spelled(name: str, value: object) -> object:
     return value.upper().replace("-", "_") if name == "type" and isinstance(value, str) else value
 
 
+@contextmanager
+def opened(
+    config: Config, plan: Plan, ready: Ready, rows: int, reporter: Reporter, *, title: str = "", resume: RunFolder | None = None
+) -> Iterator[RunFolder]:
+    """The run folder, locked while it is worked in: that of `resume`, whose rows and models must be as they were, or a new one with
+    everything that is known before the first update; it trains on so many `rows`."""
+    run = resume or run_folder.create(Path(config.beside(plan.settings.output_dir)), title or Path(plan.settings.model).name)
+    with shortage.levers_named(plan), run_lock.held(run.path, "train", functools.partial(tell, run, reporter)):
+        if resume:
+            resuming.require_same_contents(run, config, ready.folder, ready.tokenizer, ready.prepared, reporter)
+        else:
+            prepare.write_ledger(run, ready.prepared)
+        _write_settings(run, config, plan, ready)
+        if not run.environment.is_file():
+            known = resuming.beginning(config, run, ready.folder, ready.tokenizer, ready.prepared)
+            sources = [source.path for source in plan.settings.data.sources]
+            known["licenses"] = audit.attribution(plan.settings.model, ready.folder, sources, config.file.parent)
+            files.write_json(run.environment, {**_environment(ready.folder), **known})
+            run.say(f"began: {rows} rows, {plan.updates} updates")
+        yield run
+
+
 def begin(config: Config, plan: Plan, ready: Ready, rows: int, title: str) -> RunFolder:
-    """A new run folder with everything that is known before the first update; it trains on so many `rows`."""
-    name = title or Path(plan.settings.model).name
-    run = run_folder.create(Path(config.beside(plan.settings.output_dir)), name)
-    files.write_text(run.config, settings_to_yaml(_with_absolute_paths(config, plan.settings, ready.prepared.rows)))
-    files.write_json(run.plan, plan.as_json())
-    files.write_json(run.environment, _environment(ready.folder))
-    prepare.write_ledger(run, ready.prepared)
-    run.say(f"began: {rows} rows, {plan.updates} updates")
-    return run
+    """A new run folder that nobody works in yet."""
+    with opened(config, plan, ready, rows, Silent(), title=title) as run:
+        return run
+
+
+def _write_settings(run: RunFolder, config: Config, plan: Plan, ready: Ready) -> None:
+    """The settings and the plan, where they are not there already as they are."""
+    text = settings_to_yaml(_with_absolute_paths(config, plan.settings, ready.prepared.rows))
+    if not run.config.is_file() or run.config.read_text(encoding="utf-8") != text:
+        files.write_json(run.plan, plan.as_json())
+        files.write_text(run.config, text)
 
 
 def _with_absolute_paths(config: Config, settings: Settings, rows: Rows) -> Settings:
@@ -298,7 +332,10 @@ def _try_worst_update(run: RunFolder, engine: Engine, task: Task, plan: Plan, mo
     chosen = plan.settings.model_dump(include={"objective", "method", "training", *METHODS[plan.settings.method].blocks})
     matters = {"settings": chosen, "facts": model_facts, "machine": plan.machine}
     smaller = plan.next_step or f"training.micro_batch_tokens: {max(1, int(training.micro_batch_tokens) // 2)}"
-    measured = trial.measure(engine, worst, trial.trial_file(files.home(), matters, worst), smaller, task.forward_backward)
+    budget = engine.micro_batch_tokens
+    measured = trial.measure(engine, worst, trial.trial_file(files.home(), matters, worst), task.forward_backward)
+    if engine.micro_batch_tokens != budget:
+        shortage.tell_smaller(run, reporter, plan, 0, budget, engine.micro_batch_tokens)
     tell(run, reporter, measured.line(sum(plan.memory_bytes.values())))
     if plan.settings.max_memory and measured.peak_bytes > bytes_of(plan.settings.max_memory):
         raise RunError(
@@ -324,9 +361,6 @@ def train(run: RunFolder, engine: Engine, plan: Plan, prepared: Prepared, task: 
         decay_steps=schedule.decay_updates(plan.updates, training.decay_steps, training.decay_ratio),
     )
 
-    def save(step: int) -> None:
-        checkpoint.save(run, engine, dataclasses.replace(place, step=step), keep=training.save_total_limit)
-
     def skip(skipped: loop.Skipped) -> None:
         run.add_skipped(skipped.step, skipped.rows)
         tell(run, reporter, str(skipped))
@@ -335,13 +369,30 @@ def train(run: RunFolder, engine: Engine, plan: Plan, prepared: Prepared, task: 
         say = functools.partial(tell, run, reporter)
         return frozen.cached(engine, prepared.train, run.path, say) if training.cache_frozen_layers else nullcontext()
 
-    with spare(), reporter.bar("training", course.updates) as bar, stopping_on_signals() as stop:
+    with (
+        run.patient(reporter.say),
+        spare(),
+        reporter.bar("training", course.updates) as bar,
+        stopping_on_signals() as stop,
+        Trackers(settings, run, place.step, functools.partial(tell, run, reporter)) as tracked,
+        Saver(run, engine, place, settings, course, len(task.rows), stop, functools.partial(tell, run, reporter)) as saver,
+    ):
+
+        def measured(step: int, loss: float, metrics: dict[str, float]) -> None:
+            saver.measured(step, loss, metrics)
+            tracked.measured(step, loss, metrics)
+
+        evaluates = watchers.evaluates_at(settings, course.updates)
         watching = [
             watchers.first_update_teller(run, engine, reporter),
             run.add_step,
             watchers.teller(bar, reporter, course.updates, training.logging_steps),
-            watchers.saver(save, settings, len(task.rows), course.updates),
-            watchers.evaluator(run, engine, prepared, task.measure, settings, course.updates, reporter),
+            watchers.changed_files_teller(run, prepared.rows.files, reporter),
+            watchers.spike_teller(run, reporter, lambda step: [row.source for row in course.rows(task.rows, step - 1)]),
+            # Before the saver: what is measured at a step stands in its checkpoint, and is not missing in a run that goes on from there.
+            watchers.evaluator(run, engine, prepared, task.measure, settings, course.updates, reporter, measured),
+            tracked.watch,
+            saver.watch,
         ]
         done = loop.fit(
             engine,
@@ -352,13 +403,15 @@ def train(run: RunFolder, engine: Engine, plan: Plan, prepared: Prepared, task: 
             done=place.step,
             on_skip=skip,
             on_rows=run.add_rows if training.rows_file else None,
-            looks_at_weights=watchers.weights_seen_at(settings, len(task.rows), course.updates),
+            on_smaller=functools.partial(shortage.tell_smaller, run, reporter, plan),
+            looks_at_weights=lambda step: saver.wants(step) or evaluates(step),
             forward_backward=task.forward_backward,
         )
-    if done < course.updates:
-        save(done)
-        run.say(f"stopped by signal {stop.signal} after step {done}")
-        raise Interrupted(run, done, stop.signal)
+        if done < course.updates:
+            saver.save(done, wait=True)
+            run.say(f"stopped by signal {stop.signal} after step {done}")
+            raise Interrupted(run, done, stop.signal, saver.last_step)
+        saver.load_best()
 
 
 def _restore(run: RunFolder, engine: Engine, expected: Place, reporter: Reporter) -> Place:

@@ -50,31 +50,22 @@ def trial_file(home: Path, what_matters: dict[str, object], worst: Sequence[Toke
     return home / "trials" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
-def measure(
-    engine: Engine, worst: Sequence[TokenizedExample | Judged], path: Path, smaller: str, forward_backward: ForwardBackward | None = None
-) -> Trial:
+def measure(engine: Engine, worst: Sequence[TokenizedExample | Judged], path: Path, forward_backward: ForwardBackward | None = None) -> Trial:
     """The trial stored in `path`, or a new one, which is stored there. The gradients are forgotten and no weight changes.
 
-    Raises RunError, with `smaller` as the next step, where the memory is not enough.
+    Where the memory is not enough the engine goes on with smaller micro-batches, and the trial is not stored: they must be found again.
     """
     if stored := _read(path):
         return stored
-    start = time.perf_counter()
+    start, budget = time.perf_counter(), engine.micro_batch_tokens
     try:
         forward_backward(worst, False) if forward_backward else engine.forward_backward(list(worst))  # type: ignore[arg-type]
-    except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
-            raise
-        raise RunError(
-            f"the memory is not enough for an update of {len(worst)} rows with {_tokens(worst):,} tokens",
-            where=", ".join(str(example.source) for example in worst[:3]),
-            next_step=smaller,
-        ) from error
     finally:
         engine.forget_gradients()
     trial = Trial(len(worst), _tokens(worst), peak_bytes(), round(time.perf_counter() - start, 3))
-    files.make_folder(path.parent)
-    files.write_json(path, dataclasses.asdict(trial))
+    if engine.micro_batch_tokens == budget:
+        files.make_folder(path.parent)
+        files.write_json(path, dataclasses.asdict(trial))
     return trial
 
 

@@ -27,16 +27,16 @@ def shown(name: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
-def regular(name: str, place: Path) -> int:
-    """The size of a plain file in bytes; a link to one is fine. Raises DataError where it is something else."""
+def regular(name: str, place: Path) -> tuple[int, int]:
+    """The size of a plain file in bytes, and when it was last changed; a link to one is fine. Raises DataError where it is something else."""
     with readable(name, place):
-        mode, size_bytes = place.stat().st_mode, place.stat().st_size
+        status = place.stat()
         real = place.resolve()
-    if not stat.S_ISREG(mode):
-        raise _not_plain(name, f"is {SPECIAL.get(stat.S_IFMT(mode), 'no file')}, not a plain file")
+    if not stat.S_ISREG(status.st_mode):
+        raise _not_plain(name, f"is {SPECIAL.get(stat.S_IFMT(status.st_mode), 'no file')}, not a plain file")
     if any(folder in real.parents for folder in NO_DISK) and not real.is_relative_to("/dev/shm"):
         raise _not_plain(name, f"lies in {real.parents[-2]}, where the system shows its own state")
-    return size_bytes
+    return status.st_size, status.st_mtime_ns
 
 
 @contextmanager

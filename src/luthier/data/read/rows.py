@@ -46,7 +46,7 @@ def rows_of(file: SourceFile, encoding: str, said: Callable[[str], None]) -> Ite
     count = 0
     with readable(file.name, file.place), open(file.place, "rb") as opened:
         before = os.fstat(opened.fileno())
-        if before.st_size != file.size_bytes:
+        if (before.st_size, before.st_mtime_ns) != (file.size_bytes, file.modified_ns):
             raise _changed(file, "was changed since it was found")
         for row in _rows(file, opened, encoding, marks, note):
             count += 1

@@ -29,6 +29,7 @@ class SourceFile:
     compression: str  # "" | gzip | zstd
     settings: SourceSettings
     size_bytes: int  # as it lies on the disk
+    modified_ns: int
 
 
 def find_sources(sources: Sequence[SourceSettings], base: Path, spool: Path, said: Callable[[str], None] = lambda note: None) -> list[SourceFile]:
@@ -74,7 +75,7 @@ def _files_of(source: SourceSettings, base: Path, spool: Path, said: Callable[[s
 
 def _file(name: str, place: Path, source: SourceSettings) -> SourceFile:
     name = shown(name)
-    size_bytes = regular(name, place)
+    size_bytes, modified_ns = regular(name, place)
     kind, compression = sniff.look(name, place, source.split)
     if source.split and kind != "json" and not HUB_ID.fullmatch(source.path):
         raise DataError(
@@ -82,7 +83,7 @@ def _file(name: str, place: Path, source: SourceSettings) -> SourceFile:
             where=name,
             next_step="leave split out (it is for hub data sets, and for .json files that hold several lists)",
         )
-    return SourceFile(name, place, kind, compression, source, size_bytes)
+    return SourceFile(name, place, kind, compression, source, size_bytes, modified_ns)
 
 
 def _once(found: Sequence[SourceFile]) -> None:

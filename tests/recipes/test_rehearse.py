@@ -1,0 +1,70 @@
+"""luthier verify --rehearse: the whole way of a config on a small model, in a folder that is never the newest run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest_runs import Listener, Write, chat_row
+
+from luthier import run_folder
+from luthier.config.load import load_config
+from luthier.errors import LuthierError
+from luthier.models import catalog
+from luthier.models.catalog import ModelCard
+from luthier.recipes import rehearse as recipe
+from luthier.recipes.rehearse import rehearse, rehearsed, sibling
+from luthier.reporting import Silent
+
+
+@pytest.fixture
+def small(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> ModelCard:
+    """The tiny model in the place of the smallest sibling."""
+    card = catalog.card(recipe.DEFAULT)
+    assert card is not None
+    small = replace(card, name=str(tiny_model), facts=replace(card.facts, context=512))
+    monkeypatch.setattr(recipe, "sibling", lambda model, reporter: small)
+    return small
+
+
+def test_the_whole_way_is_run_and_the_real_run_is_told(write: Write, small: ModelCard) -> None:
+    config = write([chat_row(place) for place in range(60)], "data.eval=10%", "lora.r=4", "training.num_train_epochs=3")
+    listener = Listener()
+    done = rehearse(config, listener, rows=12)
+    assert [stage.name for stage in done.stages] == ["train", "evaluate", "export", "chat", "serve"]
+    assert done.stages[-1].said == "there is no server in this version"
+    assert done.run.path.parent == Path(config.beside(config.settings.output_dir)).resolve() / "rehearsals"
+    assert len(done.run.read_metrics("train")) == 3  # 12 rows in updates of 4, once
+    assert any(line.startswith("updates: ") for line in done.real)
+    assert any(line.startswith(f"rehearsal: {small.name} in place of") for line in listener.lines)
+    assert run_folder.list_runs(Path(config.beside(config.settings.output_dir))) == []  # `last` is never a rehearsal
+    assert load_config(done.run.config).settings.lora.r == 4
+
+
+def test_a_stage_that_fails_is_named(write: Write, small: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise LuthierError("no room", where="disk", next_step="free some")
+
+    monkeypatch.setattr(recipe.handover, "export", refuse)
+    with pytest.raises(LuthierError, match="the rehearsal stops at export: no room\n  Try: free some"):
+        rehearse(write([chat_row(place) for place in range(8)]), rows=4)
+
+
+def test_what_belongs_to_the_real_model_is_left_out(write: Write, small: ModelCard) -> None:
+    config = write([chat_row(place) for place in range(8)], "data.max_length=4096", "init_from=earlier", "evaluation.max_new_tokens=300")
+    changed, notes = rehearsed(config, 5, Silent())
+    settings = changed.settings
+    assert (settings.init_from, settings.data.max_length, settings.data.max_rows) == (None, 512, 5)
+    assert settings.evaluation.max_new_tokens == recipe.LONGEST_ANSWER
+    assert any("init_from is left out" in note for note in notes)
+
+
+def test_the_sibling_is_the_smallest_of_the_family_or_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    default = catalog.card(recipe.DEFAULT)
+    assert default is not None
+    large = replace(default, name="smollm2-9b", facts=replace(default.facts, parameters=9 * 10**9))
+    small = replace(default, name="smollm2-100m", facts=replace(default.facts, parameters=10**8))
+    monkeypatch.setattr(catalog, "cards", lambda: [large, small, default])
+    monkeypatch.setattr(recipe.cache, "cached", list)
+    monkeypatch.setattr(recipe.find, "find", lambda name, reporter: Path(name))
+    assert sibling("someone/SmolLM2-9B-Instruct", Silent()).name == "smollm2-100m"
+    assert sibling("./my-model", Silent()).name == recipe.DEFAULT
