@@ -64,6 +64,31 @@ def test_before_and_after_the_training_it_is_an_error(tmp_path: Path, monkeypatc
         run.say("finished")
 
 
+def test_a_line_that_was_cut_at_any_byte_costs_that_line_alone(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for path in (run.rows, run.metrics):
+        rows = ({"kind": "train", "step": step, "source": f"réponses – 東京.jsonl:{step}"} for step in (1, 2))
+        lines = [json.dumps(row, ensure_ascii=False).encode() for row in rows]
+        for cut in range(1, len(lines[1]) + 1):
+            path.write_bytes(lines[0] + b"\n" + lines[1][:cut])
+            whole = [1, 2] if cut == len(lines[1]) else [1]
+            if path == run.metrics:
+                assert [row["step"] for row in run.read_metrics("train")] == whole
+            run.forget_after(2)
+            assert [json.loads(line)["step"] for line in path.read_text(encoding="utf-8").splitlines()] == whole
+
+
+@pytest.mark.parametrize("left", ["7", "null", '"step"', "[]", "{}", '{"kind": "train"}'])
+def test_what_is_json_and_no_row_is_left_out(left: str, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.add_evaluation(1, 1.0, {})
+    files.append_line(run.metrics, left)
+    assert len(run.read_metrics("eval")) == 1
+    assert run.read_metrics("train") == []
+    run.forget_after(1)
+    assert len(run.metrics.read_text(encoding="utf-8").splitlines()) == 1
+
+
 def test_a_log_that_has_become_a_folder_ends_no_training(tmp_path: Path) -> None:
     run, said = RunFolder(tmp_path), list[str]()
     run.log.mkdir()

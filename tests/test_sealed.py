@@ -15,7 +15,7 @@ import pytest
 from faulty_disk import Failing, Intercepted, Remembering, using
 from killed_saves import FAST, SIZES, content, save, save_and_rotate, whole
 
-from luthier import sealed
+from luthier import files, sealed
 from luthier.disk import Buffer
 from luthier.errors import RunError
 
@@ -225,3 +225,24 @@ def test_what_dead_processes_left_is_swept_and_what_living_ones_make_is_not(tmp_
     save(tmp_path, 4)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == [".a-file-of-the-user.tmp", f".step-000002.{living}.trash", f".step-000003.{living}.staging", "step-000004"]
+
+
+def test_what_a_process_of_another_host_makes_is_left_alone_for_a_day(tmp_path: Path) -> None:
+    dead = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True).stdout.strip()
+    place, here = tmp_path / "rows-1", files.unfinished_name(tmp_path / "rows-1", "staging").name
+    own = str(os.getpid())
+    assert here == f".rows-1.{own}@{files._host()}.staging"
+    theirs = tmp_path / f".rows-1.{dead}@node-2.staging", tmp_path / f".rows-1.{own}@node-2.staging"
+    ours = tmp_path / here.replace(own, dead)
+    for folder in (*theirs, ours):
+        folder.mkdir()
+        (folder / "half").write_text("half")
+        os.utime(folder, (1, 1))  # what is in it was written just now
+    for own_too in (False, True):
+        files.sweep(tmp_path, own=own_too)
+        files.build_folder(place, lambda staging: None)
+        assert sorted(path for path in tmp_path.iterdir() if path.name.startswith(".")) == sorted(theirs)
+    for folder in theirs:
+        os.utime(folder / "half", (1, 1))
+    files.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [place]

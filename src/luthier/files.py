@@ -1,15 +1,18 @@
-"""The filesystem seam: the only place that writes, renames and syncs, so that a test can fail every single call.
+"""The filesystem seam: what a run and its checkpoints keep is written, renamed and synced here, so that a test can fail every single call.
 
-Writing is atomic: a reader sees the old file or the new one, never half of one.
+Writing is atomic: a reader sees the old file or the new one, never half of one. Past it write run_lock, whose file is its lock and is written
+through the descriptor that holds it, and libraries that fill a staging folder by themselves, which is synced and named here.
 """
 
 import errno
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,8 +27,10 @@ NO_FSYNC = {errno.EINVAL, errno.EPERM, errno.ENOTSUP}
 CANNOT_BE_MADE = {errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO}
 # Small pieces are gathered to so many bytes before they are written, and large ones cut.
 CHUNK_BYTES = 1 << 20
-# What is being made or taken away, by the process of that number.
-UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.(?P<kind>tmp|staging|trash|old)")
+# What is being made or taken away, by the process of that number on that host.
+UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)(@(?P<host>[\w-]+))?\.(?P<kind>tmp|staging|trash|old)")
+# Processes of another host cannot be looked at: what they began is left alone until nothing of it changed for so long.
+ABANDONED_AFTER_S = 24 * 3600.0
 
 
 def sync(path: Path) -> None:
@@ -47,7 +52,12 @@ def _sync(descriptor: int) -> None:
 
 def unfinished_name(path: Path, kind: str) -> Path:
     """Where this process makes (`tmp`, `staging`), takes away (`trash`) or replaces (`old`) what is called `path`; `sweep` knows such names."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{kind}")
+    return path.with_name(f".{path.name}.{os.getpid()}@{_host()}.{kind}")
+
+
+def _host() -> str:
+    """This host's name, as a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9-]", "-", platform.node())[:40] or "nameless"
 
 
 @contextmanager
@@ -274,11 +284,12 @@ def discard(path: Path) -> None:
 def sweep(folder: Path, *, only: str = "", own: bool = False) -> None:
     """Discard what processes that are dead left unfinished in `folder` (`only` what was to be called so).
 
-    With `own` also what this process left, which makes nothing there now. What was about to be replaced, and was not, gets its name back.
+    With `own` also what this process left, which makes nothing there now; that of another host after ABANDONED_AFTER_S. What was about to be
+    replaced, and was not, gets its name back.
     """
     for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
         found = UNFINISHED.fullmatch(entry.name)
-        if not found or (only and found["name"] != only) or (not own if int(found["process"]) == os.getpid() else _lives(int(found["process"]))):
+        if not found or (only and found["name"] != only) or _may_be_made(entry, int(found["process"]), found["host"], own=own):
             continue
         if found["kind"] == "old" and not os.path.lexists(path := folder / found["name"]):
             disk.rename(entry, path)
@@ -286,7 +297,17 @@ def sweep(folder: Path, *, only: str = "", own: bool = False) -> None:
             discard(entry)
 
 
-def _lives(process: int) -> bool:
+def _may_be_made(entry: Path, process: int, host: str | None, *, own: bool) -> bool:
+    """Whether the process that began `entry` may still be at it."""
+    if host not in (None, _host()):
+        with suppress(OSError):  # something of it went away while it was looked at
+            return time.time() - max(path.lstat().st_mtime for path in (entry, *entry.rglob("*"))) < ABANDONED_AFTER_S
+        return True
+    return not own if process == os.getpid() else answers(process)
+
+
+def answers(process: int) -> bool:
+    """Whether there is a process of this number on this host (signal 0 is delivered to nobody)."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

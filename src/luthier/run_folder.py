@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -185,14 +186,20 @@ class RunFolder:
     def add_rows(self, step: int, examples: Sequence[TokenizedExample | Judged], losses: Sequence[float]) -> None:
         """A line for each row of an update, with its mean loss over its trained tokens in nats; null where that is not finite."""
         rows = [
-            {"source": str(example.source), "loss": _finite(loss), "trained_tokens": example.trained_tokens, "step": step}
+            {"source": _as_at_the_start(self, example.source), "loss": _finite(loss), "trained_tokens": example.trained_tokens, "step": step}
             for example, loss in zip(examples, losses, strict=True)
         ]
         self._backlog.add(self.rows, "\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
 
-    def add_skipped(self, step: int, rows: list[Source]) -> None:
-        """An update whose loss or gradient was not finite, with the rows that were in it."""
-        self._backlog.add(self.metrics, json.dumps({"kind": "skipped", "step": step, "rows": [str(row) for row in rows]}))
+    def add_skipped(self, step: int, rows: list[Source], *, overflowed: bool = False) -> None:
+        """An update whose loss or gradient was not finite, with the rows that were in it; `overflowed`: fp16's loss scale was too high."""
+        row = {"kind": "skipped", "step": step, "rows": [_as_at_the_start(self, row) for row in rows]}
+        self._backlog.add(self.metrics, json.dumps({**row, "overflowed": True} if overflowed else row))
+
+    def skipped_in_a_row(self) -> int:
+        """How many updates were skipped since the last one that was not, those that overflowed left out."""
+        last = max((row["step"] for row in self.read_metrics("train")), default=0)
+        return sum(row["step"] > last and not row.get("overflowed") for row in self.read_metrics("skipped"))
 
     def add_smaller_cut(self, step: int, before: int, now: int) -> None:
         """An update that did not fit into the memory: the micro-batch tokens before it, and those of it and since."""
@@ -207,7 +214,7 @@ class RunFolder:
 
     def read_metrics(self, kind: str) -> list[dict[str, Any]]:
         """The rows of `kind` ("train" or "eval") in the order they were written; a cut last line is left out."""
-        return [row for row in _whole_rows(self.metrics) if row["kind"] == kind]
+        return [row for row in _whole_rows(self.metrics) if row.get("kind") == kind]
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics and the rows' losses of updates after `step`: a resumed run writes them again."""
@@ -245,15 +252,32 @@ def _all_finite(numbers: dict[str, float]) -> dict[str, float | None]:
     return {name: _finite(number) for name, number in numbers.items()}
 
 
+@lru_cache(maxsize=8)
+def _names_at_the_start(ledger: Path) -> dict[str, str]:
+    """What the run's files were called when it began, by their whole paths, which a run that goes on knows them by."""
+    try:
+        sources = files.read_json(ledger)["sources"]
+        return {str(source["path"]): str(source["file"]) for source in sources}
+    except (RunError, KeyError, TypeError):
+        return {}
+
+
+def _as_at_the_start(run: RunFolder, source: Source) -> str:
+    name = _names_at_the_start(run.ledger).get(source.file, source.file)
+    return str(dataclasses.replace(source, file=name))
+
+
 def _whole_rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    # A line that was cut while it was written may end within a letter, and what is left of it may be JSON of another kind.
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             row = json.loads(line)
         except ValueError:
-            continue  # the last line of a run that was killed while writing
-        yield row
+            continue
+        if isinstance(row, dict) and "step" in row:
+            yield row
 
 
 def create(output_dir: Path, title: str) -> RunFolder:

@@ -175,7 +175,7 @@ def _beat(descriptor: int, done: threading.Event) -> None:
 
 def _file_system_now(folder: Path) -> float:
     """The time by the clock of the file system, which stamps the locks of all hosts."""
-    probe = folder / f".now.{os.getpid()}.tmp"
+    probe = files.unfinished_name(folder / "now", "tmp")
     try:
         probe.touch()
         now = probe.stat().st_mtime
@@ -196,19 +196,8 @@ def _started(pid: int) -> str | None:
         # After the name, which may hold blanks and parentheses: the state, and 19 fields later the start.
         state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
-        return None if Path("/proc/self/stat").exists() or not _answers(pid) else ""
+        return None if Path("/proc/self/stat").exists() or not files.answers(pid) else ""
     return None if state in "ZX" else fields[18]
-
-
-def _answers(pid: int) -> bool:
-    """Whether there is a process of this number (signal 0 is delivered to nobody)."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True  # another user's
-    return True
 
 
 def _boot() -> str:

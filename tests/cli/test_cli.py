@@ -16,6 +16,7 @@ from rich.console import Console
 from luthier import files
 from luthier.cli.app import COMMANDS, GROUPS
 from luthier.cli.terminal import Terminal
+from luthier.config.load import load_config
 from luthier.version import VERSION
 
 VERBS = [(name,) for name in COMMANDS] + [(*group.split(), name) for group, (commands, _, _) in GROUPS.items() for name in commands]
@@ -53,7 +54,6 @@ def test_the_version(call: Any) -> None:
 WRONG_CALLS = [
     ["trian"],
     ["train"],
-    ["train", "a.yaml", "--resume", "last"],
     ["train", "a.yaml", "--no-such-option"],
     ["data"],
     ["data", "show", "rows.jsonl", "--row", "0"],
@@ -113,6 +113,19 @@ def test_a_run_from_the_first_line_to_its_removal(call: Any, settings_file: Path
     assert call("runs", "rm", "last", "--yes").out == f"deleted runs/{run.name}\n"
     assert call("runs", "list").out == "no runs in runs\n"
     assert not run.exists()
+
+
+def test_a_run_is_gone_on_with_by_its_name_its_settings_or_its_file_and_with_what_is_given_behind_it(call: Any, settings_file: Path) -> None:
+    run = Path(call("train", settings_file, "--json").json["run"])
+    for steps, named in enumerate((run, settings_file, run / "config.yaml"), 7):
+        shutil.rmtree(run / "adapter")
+        went_on = call("train", "--resume", named, f"training.save_steps={steps}")
+        assert went_on.code == 0, went_on.err
+        assert f"goes on with {run}" in went_on.out
+        assert load_config(run / "config.yaml").settings.training.save_steps == steps
+    alone = call("train", "training.save_steps=9")
+    assert (alone.code, "a settings file is needed" in alone.problem) == (2, True)
+    assert [one["name"] for one in call("runs", "list", "--json").json] == [run.name]
 
 
 def test_merged_adapters_are_the_exact_sum_and_what_comes_next_works(call: Any, settings_file: Path, tmp_path: Path) -> None:

@@ -82,6 +82,16 @@ def test_a_locale_without_letters_changes_neither_paths_nor_rows(locale: dict[st
     assert (ended.returncode, "niño.jsonl: there is no such file" in ended.stderr) == (1, True)
 
 
+@pytest.mark.parametrize("options", [["-X", "utf8=0"], ["-I", "-X", "utf8=0"], ["-E"]], ids=" ".join)
+def test_python_is_started_again_once_at_most(options: list[str], folder: Path) -> None:
+    """Its options are obeyed before its environment: it must not be started again and again."""
+    code = "import sys; from luthier.cli import surroundings; surroundings.settle(); print(sys.getfilesystemencoding(), sys.argv[1:])"
+    begin = f"import sys; sys.path[:] = {sys.path!r}; {code}"
+    known = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ended = subprocess.run([sys.executable, *options, "-c", begin, "--version"], cwd=folder, env=known, capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "utf-8 ['--version']\n", "")
+
+
 def test_a_name_that_is_no_text_is_shown_with_its_bytes(folder: Path) -> None:
     ended = subprocess.run([*LUTHIER, "data", "check", b"\xff.jsonl"], cwd=folder, capture_output=True, timeout=60)
     assert ended.returncode == 1

@@ -102,7 +102,7 @@ def test_a_run_goes_on_from_a_checkpoint(tiny_model: Any, tmp_path: Path) -> Non
     (tmp_path / "checkpoints").mkdir()
     engine, examples = open_on_gpu(tiny_model, "bf16"), ragged(seed=3, rows=8)
     engine.send_update(examples, 1e-3)()
-    path = checkpoint.save(RunFolder(tmp_path), engine, checkpoint.Place(1, "d", 0, "bf16"), keep=1)
+    path = checkpoint.write(RunFolder(tmp_path), checkpoint.take(engine, checkpoint.Place(1, "d", 0, "bf16")))
     resumed = open_on_gpu(tiny_model, "bf16")
     checkpoint.load(path, resumed)
     losses = [one.send_update(examples, 1e-3)()[0].loss for one in (engine, resumed)]

@@ -17,6 +17,7 @@ from luthier.recipes.demo import demo
 from luthier.recipes.verify import SHORT
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_the_demo_walks_the_whole_road(default_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LUTHIER_HOME", str(default_model.parent.parent))

@@ -216,7 +216,7 @@ def test_a_run_in_a_memory_that_is_really_too_small(room: int, ends_well: bool, 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=200, check=False)
     if ends_well:
         assert done.returncode == 0, done.stderr
-        assert "step 0: the memory was not enough for micro-batches of 100,000 tokens; the update was run again with" in done.stdout
+        assert "step 0: the memory was not enough for micro-batches of 100,000 tokens; the same work was run again with" in done.stdout
     else:
         assert "luthier.errors.OutOfMemory" in done.stderr
         assert "a smaller model; as it is, the run needs about" in done.stderr

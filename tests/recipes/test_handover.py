@@ -119,7 +119,7 @@ def test_an_export_that_breaks_off_leaves_nothing(copied: RunFolder, tmp_path: P
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(save, "_readable_by_older_releases", stopped)
+    monkeypatch.setattr(save, "config_of", stopped)
     with pytest.raises(KeyboardInterrupt):
         handover.export(copied, "merged", folder=tmp_path / "out" / "merged")
     assert list((tmp_path / "out").iterdir()) == []
@@ -133,7 +133,7 @@ def test_an_export_that_breaks_off_keeps_the_earlier_one(copied: RunFolder, monk
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(save, "_readable_by_older_releases", stopped)
+    monkeypatch.setattr(save, "config_of", stopped)
     with pytest.raises(KeyboardInterrupt):
         handover.export(copied, "merged")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

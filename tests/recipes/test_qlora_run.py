@@ -110,8 +110,8 @@ def test_a_run_that_goes_on_is_the_straight_one_to_the_bit(kind: str, write: Wri
     asked = ("training.max_steps=4", "training.save_steps=2")
     straight = train(write, *asked, kind=kind, name="straight")
 
-    stopped = settings(write, *asked, kind=kind, name="stopped")
-    save = checkpoint.save
+    stopped = settings(write, *asked, "training.async_save=false", kind=kind, name="stopped")
+    save = checkpoint.write
 
     class Lost(Exception):
         pass
@@ -121,7 +121,7 @@ def test_a_run_that_goes_on_is_the_straight_one_to_the_bit(kind: str, write: Wri
         raise Lost
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", lose_power)
+        patch.setattr(checkpoint, "write", lose_power)
         with pytest.raises(Lost):
             sft.fit(stopped)
     run = RunFolder(next(Path(stopped.beside(stopped.settings.output_dir)).iterdir()))

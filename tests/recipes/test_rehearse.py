@@ -12,6 +12,7 @@ from luthier.errors import LuthierError
 from luthier.models import catalog
 from luthier.models.catalog import ModelCard
 from luthier.recipes import rehearse as recipe
+from luthier.recipes.proofs.bench import with_values
 from luthier.recipes.rehearse import rehearse, rehearsed, sibling
 from luthier.reporting import Silent
 
@@ -56,6 +57,44 @@ def test_what_belongs_to_the_real_model_is_left_out(write: Write, small: ModelCa
     assert (settings.init_from, settings.data.max_length, settings.data.max_rows) == (None, 512, 5)
     assert settings.evaluation.max_new_tokens == recipe.LONGEST_ANSWER
     assert any("init_from is left out" in note for note in notes)
+
+
+@pytest.mark.parametrize(("own", "found"), [(2000, 3), (2, 2)])
+def test_max_steps_is_no_more_than_one_epoch(own: int, found: int, write: Write, small: ModelCard) -> None:
+    config = write([chat_row(place) for place in range(30)], f"training.max_steps={own}")
+    assert rehearsed(config, 12, Silent())[0].settings.training.max_steps == found  # 12 rows in updates of 4
+
+
+def test_numbers_of_layers_that_the_sibling_may_not_have_are_left_out(write: Write, small: ModelCard) -> None:
+    names = ["rank_pattern={fc1: 2, 'layers.30.mlp.up_proj': 8}", "target_modules='.*layers\\.(29|30)\\..*q_proj'", "layers_to_transform=[29, 30]"]
+    rates = "training.learning_rates={'layers\\.[0-9]+\\.mlp': 2.0, 'layers\\.3[0-9]': 0.5}"
+    config = write([chat_row(place) for place in range(8)], *(f"lora.{name}" for name in names), rates)
+    changed, notes = rehearsed(config, 5, Silent())
+    lora = changed.settings.lora
+    assert (lora.layers_to_transform, lora.target_modules, lora.rank_pattern) == ([], "all-linear", {"fc1": 2})
+    assert changed.settings.training.learning_rates == {"layers\\.[0-9]+\\.mlp": 2.0}
+    assert f"lora.layers_to_transform: []: {small.name} has other layers than {config.settings.model}" in notes
+    frozen, _ = rehearsed(with_values(config, {"freeze.layers": "0-29", "peft": {"type": "VERA", "layers_to_transform": [29]}}), 5, Silent())
+    assert (frozen.settings.freeze.layers, frozen.settings.peft) == (None, {"type": "VERA"})
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        ("smollm2-1.7b-instruct", "smollm2-135m-instruct"),
+        ("smollm2-1.7b", "smollm2-135m"),
+        ("google/gemma-3-4b-it", "gemma-3-270m-it"),
+        ("Qwen/Qwen3-8B-Base", "qwen3-0.6b-base"),
+        # None of the family is smaller than the model itself.
+        ("llama-3.1-8b-instruct", recipe.DEFAULT),
+        ("someone/Llama-3.1-8B-Instruct-abliterated", recipe.DEFAULT),
+        ("./my-llama-3.1-model", recipe.DEFAULT),
+    ],
+)
+def test_the_sibling_is_smaller_and_of_the_same_kind(model: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe.cache, "cached", list)
+    monkeypatch.setattr(recipe.find, "find", lambda name, reporter: Path(name))
+    assert sibling(model, Silent()).name == found
 
 
 def test_the_sibling_is_the_smallest_of_the_family_or_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,12 +19,13 @@ from luthier import files, run_folder, run_lock
 from luthier.cli.training import with_run_to_resume
 from luthier.config.load import Config, load_config, settings_to_yaml
 from luthier.config.settings import Settings
-from luthier.errors import CallError, RunError, RunInUse
+from luthier.engine import Engine
+from luthier.errors import CallError, NotFiniteError, RunError, RunInUse
 from luthier.plan import choose
 from luthier.plan.machine import store_machine
 from luthier.recipes import training
 from luthier.run_folder import RunFolder, list_runs
-from luthier.train import differences, resuming, session
+from luthier.train import differences, loop, resuming, session
 
 ROWS = [chat_row(place) for place in range(8)]
 # 4 updates: 2 epochs of 8 rows in batches of 4.
@@ -112,6 +113,21 @@ def test_the_newest_stopped_run_of_a_file_goes_on_and_is_the_straight_one(config
 def test_a_file_without_a_stopped_run_is_told(config: Config) -> None:
     with pytest.raises(CallError, match=r"luthier\.yaml: no run of it was stopped in .*runs"):
         training.newest_stopped(config)
+
+
+def test_a_process_that_lost_its_run_leaves_neither_adapter_nor_report(write: Write) -> None:
+    config = write(ROWS, *FOUR[:2], "training.save_strategy=no")
+
+    def lose() -> None:
+        (run,) = list_runs(Path(config.beside(config.settings.output_dir)))
+        thief = dataclasses.replace(run_lock._this_process("train"), host="elsewhere", pid=7)
+        files.write_json(run.path / run_lock.NAME, dataclasses.asdict(thief))
+
+    with pytest.raises(RunInUse, match="this process no longer has the run, which is held by pid 7 on elsewhere") as lost:
+        training.fit(config, Listener(**{"step_4/4  loss": lose}))
+    run = RunFolder(Path(lost.value.where))
+    assert not run.trained.exists()
+    assert not run.report.exists()
 
 
 @pytest.mark.slow
@@ -278,14 +294,52 @@ def test_a_run_of_a_newer_schema_is_refused_in_words(config: Config, stopped: Ru
         training.fit(load_config(stopped.config), resume=stopped)
 
 
-@pytest.mark.slow
-def test_only_weights_are_no_checkpoint(config: Config, stopped: RunFolder) -> None:
-    for path in stopped.checkpoints.iterdir():
-        for file in path.iterdir():
-            if file.name != "trained.safetensors":
-                file.unlink()
-    with pytest.raises(RunError, match=r"there is no whole checkpoint to resume from \(step-000002: manifest.json is missing"):
+def test_a_run_that_does_not_know_how_it_began_is_not_gone_on_with(config: Config, stopped: RunFolder) -> None:
+    whole = stopped.environment.read_text(encoding="utf-8")
+    partial = json.dumps({"schema": 1, "asked": {}, "settings": {}, "machine": {}})
+    for text, said in ((None, "is missing"), (whole[:-9], "is not whole JSON"), ("[]", "is not as it was"), (partial, "does not hold contents")):
+        stopped.environment.unlink() if text is None else stopped.environment.write_text(text, encoding="utf-8")
+        with pytest.raises(RunError, match=rf"{said}.*: what the run began with cannot be compared\n  Try: put this file back as it was"):
+            training.fit(load_config(stopped.config, ["training.learning_rate=0.5"]), resume=stopped)
+    assert lines_of(stopped)[-1]["step"] == 2
+
+
+def test_a_run_goes_on_with_what_its_file_says_now_also_where_that_is_what_it_said_first(config: Config, stopped: RunFolder) -> None:
+    before = stopped.environment.read_bytes()
+    with pytest.raises(RunError):
+        training.fit(load_config(config.file, ["lora.r=8"]), resume=stopped)
+    assert stopped.environment.read_bytes() == before, "what was refused is not kept"
+    training.fit(load_config(config.file, ["training.save_steps=100"]), resume=stopped)
+    assert load_config(stopped.config).settings.training.save_steps == 100
+    assert resuming.goes_on(stopped, config, Listener()).settings.training.save_steps == 1
+
+
+def test_updates_that_were_skipped_before_the_stop_count_among_the_three(config: Config, stopped: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.write_lines(stopped.metrics, ({"kind": "skipped", "step": step, "rows": []} for step in (1, 2)))
+    honest = Engine.forward_backward
+
+    def bad(*given: Any, **named: Any) -> Any:
+        return dataclasses.replace(honest(*given, **named), loss=float("nan"))
+
+    monkeypatch.setattr(loop, "_run", lambda engine, rows, rate, forward_backward, row_losses: lambda: (bad(engine, rows), 0.0))
+    with pytest.raises(NotFiniteError, match="step 3 "):
         training.fit(config, resume=stopped)
+
+
+def test_without_a_whole_checkpoint_of_its_own_a_run_begins_again_and_deletes_nothing(config: Config, stopped: RunFolder) -> None:
+    """One checkpoint is damaged, another one is that of another run of the same settings and rows."""
+    straight = training.fit(config)
+    (stopped.checkpoints / "step-000002" / "manifest.json").unlink()
+    for path in stopped.checkpoints.glob("step-000001"):
+        shutil.rmtree(path)
+    shutil.copytree(straight.checkpoints / "step-000004", stopped.checkpoints / "step-000004")
+    training.fit(config, listener := Listener(), resume=stopped)
+    assert "not used: step-000004: manifest.json is that of another run (another id)" in listener.lines
+    assert "not used: step-000002: manifest.json is missing" in listener.lines
+    assert "no checkpoint is whole: it begins at its first update again" in listener.lines
+    assert "not used: step-000002: manifest.json is missing" in stopped.log.read_text(encoding="utf-8")
+    assert {"step-000002.aside-1", "step-000004.aside-1"} <= {path.name for path in stopped.checkpoints.iterdir()}
+    assert (lines_of(stopped), weights_of(stopped)) == (lines_of(straight), weights_of(straight))
 
 
 def test_a_checkpoint_is_not_named_as_a_run(stopped: RunFolder) -> None:

@@ -17,7 +17,7 @@ from conftest_runs import Listener, Write, chat_row, write_rows
 from luthier import files
 from luthier.config.load import load_config
 from luthier.engine import batches, opening
-from luthier.errors import ConfigError, DataError, RunError
+from luthier.errors import ConfigError, DataError, NotFiniteError, RunError
 from luthier.recipes import evaluation, handover, sft
 from luthier.reporting import Silent
 from luthier.run_folder import RunFolder, list_runs
@@ -331,7 +331,7 @@ def test_chats_that_were_split_can_be_held_out_shown_measured_and_exported(write
 
 def test_a_loss_that_is_no_number_stops_the_run(write: Write) -> None:
     config = write(ROWS, *EIGHT, "training.save_steps=1", "training.learning_rate=1", "lora.lora_alpha=1e38", "training.max_grad_norm=1e30")
-    with pytest.raises(RunError, match=r"step \d \(rows .*train\.jsonl:\d+"):
+    with pytest.raises(NotFiniteError, match=r"step \d \(rows .*train\.jsonl:\d+"):
         sft.fit(config)
     (run,) = list_runs(config.file.parent / "runs")
     assert not run.adapter.exists()

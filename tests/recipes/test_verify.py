@@ -14,7 +14,9 @@ from conftest_runs import TOWNS, Write, chat_row
 from luthier.config.load import load_config
 from luthier.data import tokenize
 from luthier.data.tokenize import prompt_ids
-from luthier.engine import Engine, lora, opening, optimizers, update
+from luthier.engine import Engine, lanes, lora, opening, optimizers, update
+from luthier.engine import engine as engine_module
+from luthier.engine.masters import Masters
 from luthier.errors import CallError, ConfigError
 from luthier.export import merged
 from luthier.models import adapters, load
@@ -120,14 +122,30 @@ def base_changed(patch: pytest.MonkeyPatch) -> None:
 def mean_of_means(patch: pytest.MonkeyPatch) -> None:
     run_step = update.run_step
 
-    def each_by_itself(model: Any, step: Any, learn: Any, drawn: Any) -> None:
+    def each_by_itself(model: Any, step: Any, learn: Any, drawn: Any, side: Any = None) -> None:
         share = 1 / len(step.micro_batches)
-        run_step(model, step, learn, drawn)
+        run_step(model, step, learn, drawn, side)
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter.grad *= share
 
     patch.setattr(update, "run_step", each_by_itself)
+
+
+def two_lanes(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lanes, "usual_count", lambda device: 2)
+    patch.setattr(engine_module, "LANES_SHARE", 1.0)  # an adapter is much beside so small a model
+
+
+def second_lane_dropped(patch: pytest.MonkeyPatch) -> None:
+    two_lanes(patch)
+    add_lanes = Masters.add_lanes
+
+    def of_the_first(masters: Masters) -> None:
+        masters._of_lanes.pop(2, None)
+        add_lanes(masters)
+
+    patch.setattr(Masters, "add_lanes", of_the_first)
 
 
 def prefix_gradient_dropped(patch: pytest.MonkeyPatch) -> None:
@@ -197,6 +215,7 @@ PLANTED: list[tuple[str, Plant, str]] = [
     ("gradients", gradient_lost, r"8 of 28 trained tensors have no gradient, .*lora_A"),
     ("gradients", base_changed, r"1 frozen tensors were changed, .*embed_tokens"),
     ("accumulated", mean_of_means, r"6 micro-batches and 3 against 1 .*, gradients [1-9]"),
+    ("accumulated", second_lane_dropped, r"micro-batches of \d+ rows side by side against one after the other.*, gradients [1-9]"),
     ("other budget", mean_of_means, r"against 4096.*, gradients [1-9]"),
     ("prefix sharing", prefix_gradient_dropped, r"against every row by itself.*, gradients [1-9]"),
     ("packed", gradient_doubled, r"gradients [1-9].* in .*q_proj.lora_B"),
@@ -223,6 +242,15 @@ def test_a_planted_bug_turns_its_check_red(check: str, plant: Plant, said: str, 
     assert re.search(said, proof.evidence), proof.evidence
     assert proof.next_step
     assert not verdict.passed
+
+
+def test_what_runs_side_by_side_is_compared_too(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    two_lanes(monkeypatch)
+    accumulated, other_budget = verify(write(ROWS), only=["accumulated", "other budget"]).proofs
+    assert (accumulated.status, other_budget.status) == ("passed", "passed")
+    assert "6 micro-batches and 3 against 1 micro-batch" in accumulated.evidence
+    assert re.search(r"; \d+ micro-batches of \d+ rows side by side against one after the other", accumulated.evidence)
+    assert accumulated.numbers["side_by_side"]["gradient_difference"] < 1e-4
 
 
 def test_a_check_that_breaks_stops_no_other_one(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import torch
 from faulty_disk import Failing, using
 from transformers import AutoModelForCausalLM
 
+from luthier import files
 from luthier.engine import Engine
 from luthier.errors import NotFiniteError, RunError
 from luthier.records import TokenizedExample
@@ -25,6 +26,10 @@ PLACE = Place(step=2, data_sha256="d", seed=0, precision="fp32")
 
 def at(step: int) -> Place:
     return dataclasses.replace(PLACE, step=step)
+
+
+def save(run: RunFolder, engine: Engine, place: Place) -> Path:
+    return checkpoint.write(run, checkpoint.take(engine, place))
 
 
 def train(engine: Engine, examples: list[TokenizedExample], updates: int) -> list[float]:
@@ -41,7 +46,7 @@ def trained(engine: Engine) -> dict[str, torch.Tensor]:
 
 def test_weights_moments_and_place_come_back_to_the_bit(engine: Engine, examples: list[TokenizedExample], run: RunFolder, tiny_model: Path) -> None:
     train(engine, examples, 2)
-    path = checkpoint.save(run, engine, PLACE, keep=2)
+    path = save(run, engine, PLACE)
     other = Engine.open(str(tiny_model), lora={"r": 4, "lora_alpha": 8}, seed=9)
     assert checkpoint.load(path, other) == PLACE
     expected, found = trained(engine), trained(other)
@@ -53,7 +58,7 @@ def test_weights_moments_and_place_come_back_to_the_bit(engine: Engine, examples
 def test_a_checkpoint_before_the_first_update_can_be_resumed(
     engine: Engine, examples: list[TokenizedExample], run: RunFolder, tiny_model: Path
 ) -> None:
-    path = checkpoint.save(run, engine, at(0), keep=2)
+    path = save(run, engine, at(0))
     other = Engine.open(str(tiny_model), lora={"r": 4, "lora_alpha": 8}, seed=9)
     checkpoint.load(path, other)
     assert train(engine, examples, 2) == train(other, examples, 2)
@@ -61,7 +66,7 @@ def test_a_checkpoint_before_the_first_update_can_be_resumed(
 
 def test_only_safetensors_and_json_and_a_sum_of_each(engine: Engine, examples: list[TokenizedExample], run: RunFolder) -> None:
     train(engine, examples, 1)
-    path = checkpoint.save(run, engine, PLACE, keep=2)
+    path = save(run, engine, PLACE)
     names = sorted(file.name for file in path.iterdir())
     assert names == ["manifest.json", "optimizer.safetensors", "state.json", "trained.safetensors"]
     manifest = json.loads((path / "manifest.json").read_text())
@@ -71,15 +76,9 @@ def test_only_safetensors_and_json_and_a_sum_of_each(engine: Engine, examples: l
     assert checkpoint.damage(path) == ""
 
 
-def test_the_newest_are_kept(engine: Engine, run: RunFolder) -> None:
-    for step in (1, 2, 3, 9, 10):
-        checkpoint.save(run, engine, at(step), keep=2)
-    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-000009", "step-000010"]
-
-
 def test_the_newest_by_number_is_resumed_from(engine: Engine, run: RunFolder) -> None:
     for step in (999_999, 1_000_000):
-        checkpoint.save(run, engine, at(step), keep=3)
+        save(run, engine, at(step))
     assert checkpoint.newest_whole(run)[0].name == "step-1000000"
 
 
@@ -108,8 +107,8 @@ DAMAGES = {
 @pytest.mark.parametrize("named", DAMAGES)
 def test_a_damaged_checkpoint_is_named_and_the_older_one_used(named: str, engine: Engine, examples: list[TokenizedExample], run: RunFolder) -> None:
     train(engine, examples, 1)
-    older = checkpoint.save(run, engine, at(1), keep=2)
-    newer = checkpoint.save(run, engine, at(2), keep=2)
+    older = save(run, engine, at(1))
+    newer = save(run, engine, at(2))
     DAMAGES[named](newer)
     found, [damaged] = checkpoint.newest_whole(run)
     assert found == older
@@ -117,18 +116,30 @@ def test_a_damaged_checkpoint_is_named_and_the_older_one_used(named: str, engine
     assert newer.is_dir()
 
 
-def test_no_whole_checkpoint_is_an_error_that_says_why(engine: Engine, run: RunFolder) -> None:
-    with pytest.raises(RunError, match="no whole checkpoint to resume from\n  Try: luthier train "):
-        checkpoint.newest_whole(run)
-    flip_a_bit(checkpoint.save(run, engine, at(1), keep=2))
-    with pytest.raises(RunError, match=r"step-000001: trained\.safetensors is not as it was written"):
-        checkpoint.newest_whole(run)
+def test_where_no_checkpoint_is_whole_each_is_named(engine: Engine, run: RunFolder) -> None:
+    assert checkpoint.newest_whole(run) == (None, [])
+    flip_a_bit(save(run, engine, at(1)))
+    cut(save(run, engine, at(2)))
+    newest, damaged = checkpoint.newest_whole(run)
+    assert newest is None
+    assert [line.partition(" ")[0] for line in damaged] == ["step-000002:", "step-000001:"]
+
+
+@pytest.mark.parametrize("other", checkpoint.OF_RUN)
+def test_a_checkpoint_that_was_copied_from_another_run_is_damage(other: str, engine: Engine, run: RunFolder) -> None:
+    known = {"id": "ours", "contents": {"data": "d", "base": "b"}}
+    files.write_json(run.environment, known)
+    for step, about in ((1, known), (2, known | {other: {"data": "e"}}), (3, {name: known[name] for name in known if name != other})):
+        checkpoint.write(run, checkpoint.take(engine, at(step)), about)
+    newest, damaged = checkpoint.newest_whole(run)
+    assert newest == run.checkpoints / "step-000001"
+    assert damaged == [f"step-00000{step}: manifest.json is that of another run (another {other})" for step in (3, 2)]
 
 
 def test_a_full_disk_leaves_no_half_checkpoint(engine: Engine, run: RunFolder) -> None:
-    kept = checkpoint.save(run, engine, at(1), keep=1)
+    kept = save(run, engine, at(1))
     with using(Failing(10, errno.ENOSPC)), pytest.raises(RunError, match="the disk is full"):
-        checkpoint.save(run, engine, at(2), keep=1)
+        save(run, engine, at(2))
     assert list(run.checkpoints.iterdir()) == [kept]
     assert checkpoint.damage(kept) == ""
 
@@ -141,15 +152,15 @@ def test_nothing_that_is_not_finite_is_ever_saved(value: float, engine: Engine, 
         kept = float(tensor.view(-1)[3])
         tensor.view(-1)[3] = value
         with pytest.raises(NotFiniteError, match=re.escape(f"{said} holds values that are not finite")):
-            checkpoint.save(run, engine, PLACE, keep=2)
+            save(run, engine, PLACE)
         assert list(run.checkpoints.iterdir()) == []
         tensor.view(-1)[3] = kept
-    checkpoint.save(run, engine, PLACE, keep=2)
+    save(run, engine, PLACE)
 
 
 def test_finite_values_whose_sum_is_not_are_saved(engine: Engine, run: RunFolder) -> None:
     next(iter(engine.masters.weights.values())).data.fill_(3e38)
-    checkpoint.save(run, engine, PLACE, keep=2)
+    save(run, engine, PLACE)
 
 
 @pytest.mark.parametrize("shard_bytes", [2 * 10**9, 60_000])
@@ -161,7 +172,7 @@ def test_a_full_checkpoint_is_a_model_that_transformers_loads(
     engine.model.get_input_embeddings().weight.requires_grad_(False)
     other.model.get_input_embeddings().weight.requires_grad_(False)
     train(engine, examples, 2)
-    path = checkpoint.save(run, engine, PLACE, keep=2)
+    path = save(run, engine, PLACE)
     files = sorted(file.name for file in path.glob("model*"))
     assert files == ["model.safetensors"] if shard_bytes > 10**6 else len(files) > 2 and files[-1] == "model.safetensors.index.json"
     loaded, report = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
@@ -177,7 +188,7 @@ def test_a_full_checkpoint_is_a_model_that_transformers_loads(
 
 
 def test_another_models_checkpoint_is_refused(engine: Engine, run: RunFolder, tiny_model: Path) -> None:
-    path = checkpoint.save(run, engine, PLACE, keep=2)
+    path = save(run, engine, PLACE)
     before = trained(other := Engine.open(str(tiny_model), lora={"r": 4, "target_modules": ["q_proj"]}))
     with pytest.raises(RunError, match="other weights than this model trains"):
         checkpoint.load(path, other)
@@ -185,7 +196,7 @@ def test_another_models_checkpoint_is_refused(engine: Engine, run: RunFolder, ti
 
 
 def test_another_rank_is_refused(engine: Engine, run: RunFolder, tiny_model: Path) -> None:
-    path = checkpoint.save(run, engine, PLACE, keep=2)
+    path = save(run, engine, PLACE)
     with pytest.raises(RunError, match=r"other weights than this model trains \(for one: .*lora_A"):
         checkpoint.load(path, Engine.open(str(tiny_model), lora={"r": 8, "lora_alpha": 8}))
 
@@ -209,7 +220,7 @@ def test_the_masters_and_the_loss_scale_of_an_fp16_model_come_back(examples: lis
     train(engine, examples, 2)
     assert engine.loss_scale is not None
     engine.loss_scale.value, engine.loss_scale.good_steps = 512.0, 7
-    checkpoint.load(checkpoint.save(run, engine, PLACE, keep=2), other)
+    checkpoint.load(save(run, engine, PLACE), other)
     assert other.loss_scale == engine.loss_scale
     for name, master in engine.masters.weights.items():
         assert master.dtype == torch.float32

@@ -51,7 +51,7 @@ def test_it_learns_and_resumes_to_the_bit(
     engine = open_engine(tiny_model, optim, what, precision)
     losses = train(engine, examples, 8, rate)
     place = Place(8, "d", 0, precision, optim)
-    path = checkpoint.save(run, engine, place, keep=1)
+    path = checkpoint.write(run, checkpoint.take(engine, place))
     other = open_engine(tiny_model, optim, what, precision, seed=9)
     assert checkpoint.load(path, other) == place
     # Measuring changes nothing of what comes next, even where the weights are others meanwhile.

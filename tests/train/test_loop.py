@@ -44,7 +44,7 @@ def test_a_loss_that_is_no_number_names_the_rows_and_leaves_no_checkpoint(engine
                 engine.trained_parameters[0].fill_(float("nan"))
 
     def save(report: StepReport) -> None:
-        checkpoint.save(run, engine, Place(report.step, "d", 0, "fp32"), keep=9)
+        checkpoint.write(run, checkpoint.take(engine, Place(report.step, "d", 0, "fp32")))
 
     with pytest.raises(NotFiniteError) as caught:
         fit(engine, examples, save, poison)

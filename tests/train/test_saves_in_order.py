@@ -88,6 +88,13 @@ def test_a_save_that_fails_costs_no_older_one_and_the_second_in_a_row_ends_the_r
     assert there(run) == ["step-000003"]
 
 
+def test_the_newest_are_kept(engine: Engine, run: RunFolder) -> None:
+    saver = saver_of(run, engine, [], save_total_limit=2)
+    for step in (1, 2, 3, 999_999, 1_000_000):
+        saver.save(step, wait=True)
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-1000000", "step-999999"]
+
+
 def test_the_best_is_kept_beside_the_newest(engine: Engine, run: RunFolder) -> None:
     saver = saver_of(run, engine, [], save_best=True)
     for step, loss in enumerate((1.0, 0.5, 0.8, 0.7), start=1):

@@ -16,11 +16,11 @@ import torch
 from faulty_disk import Failing, Intercepted, using
 from killed_saves import FAST
 
-from luthier import files
+from luthier import files, run_lock
 from luthier.config.settings import Settings
 from luthier.disk import Buffer, Disk
 from luthier.engine import Engine
-from luthier.errors import MachineError
+from luthier.errors import MachineError, RunInUse
 from luthier.records import StepReport, TokenizedExample
 from luthier.run_folder import RunFolder
 from luthier.stopping import Stop
@@ -248,9 +248,54 @@ def test_a_disk_that_fails_once_at_any_call_costs_at_most_that_save(engine: Engi
 
 def test_little_room_is_told_before_the_disk_is_full(train: Train, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "free_bytes", lambda path: 5_000)
-    [line] = train().lines
+
+    def wish(step: int, stop: Stop) -> None:
+        stop.save_now = stop.save_now or step == 3
+
+    [line] = train(save_strategy="no", at=wish).lines
     assert line.startswith("little room for a checkpoint: it needs about ")
     assert line.endswith(" MB, and 0.0 MB are free")
+
+
+def test_the_room_that_all_checkpoints_need_is_looked_at_before_the_first_update(
+    train: Train, run: RunFolder, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = checkpoint.expected_bytes(engine)
+    for free, kept in ((3.8, 3), (5.1, 4)):  # 1.3 of each, and one that is written beside those that are kept
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "free_bytes", lambda path, free=free: round(free * one))
+            [line] = train(2, save_steps=2, save_best=kept == 4).lines
+        assert line.startswith(f"little room for the run's checkpoints: it needs about {1.3 * kept * one / 1e6:,.1f} MB for {kept} of them")
+        assert line.endswith(f", and {free * one / 1e6:,.1f} MB are free")
+        shutil.rmtree(run.checkpoints)
+    monkeypatch.setattr(files, "free_bytes", lambda path: round(1.2 * one))
+    found = Trained()
+    with pytest.raises(MachineError, match=rf"the disk holds not one checkpoint.*\n  Try: free some space, then luthier train --resume {run.path}"):
+        train(result=found)
+    assert found.told == []
+
+
+def test_what_a_checkpoint_will_take_is_known_before_the_first_update(train: Train, run: RunFolder, engine: Engine) -> None:
+    expected = checkpoint.expected_bytes(engine)
+    train(2)
+    size = sum(path.stat().st_size for path in (run.checkpoints / "step-000002").glob("*.safetensors"))
+    assert expected == pytest.approx(size, rel=0.25)  # the tiny model's files are headers in good part
+    assert checkpoint.expected_bytes(engine) == pytest.approx(expected, rel=0.02)
+
+
+def test_a_process_that_lost_the_run_trains_and_writes_no_more(train: Train, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "LOOK_SECONDS", 0.0)
+
+    def lose(step: int, stop: Stop) -> None:
+        if step == 3:
+            thief = dataclasses.replace(run_lock._this_process("train"), host="elsewhere", pid=7, started="1")
+            (run.path / run_lock.NAME).write_text(json.dumps(dataclasses.asdict(thief)))
+
+    found = Trained()
+    with pytest.raises(RunInUse, match="this process no longer has the run, which is held by pid 7 on elsewhere"):
+        train(at=lose, result=found, save_steps=100)
+    assert found.told == [1, 2, 3]
+    assert steps(run) == []
 
 
 def test_the_old_one_goes_when_the_new_one_stands(train: Train, run: RunFolder) -> None:
@@ -313,6 +358,30 @@ def test_the_best_is_what_the_run_leaves(train: Train, run: RunFolder, engine: E
     assert "the best is step 4 (loss 1.0000): it is what the run leaves" in found.lines
 
 
+@pytest.mark.parametrize("damaged", [[4], [2, 4, 6]])
+def test_a_best_one_that_is_damaged_is_named_and_the_next_best_is_taken(
+    damaged: list[int], train: Train, run: RunFolder, engine: Engine, tmp_path: Path
+) -> None:
+    def damage(step: int, stop: Stop) -> None:
+        if step == 8:
+            for number in damaged:
+                (run.checkpoints / f"step-{number:06d}" / "trained.safetensors").write_bytes(b"damaged")
+
+    losses = {2: 2.0, 4: 1.0, 6: 1.5}
+    found = train(8, losses=losses, at=damage, load_best_model_at_end=True, load_best=True, save_total_limit=9, async_save=False)
+    left = {name: weight.detach().clone() for name, weight in engine.masters.weights.items()}
+    named = [line for line in found.lines if line.startswith("not used, though it was measured as loss ")]
+    assert [f"step-{step:06d}: trained.safetensors has" in line for step, line in zip([4, 6, 2], named, strict=False)] == [True] * len(damaged)
+    best = 6 if damaged == [4] else 8
+    checkpoint.load(run.checkpoints / f"step-{best:06d}", engine)
+    assert all(torch.equal(weight, left[name]) for name, weight in engine.masters.weights.items())
+    if best == 6:
+        assert json.loads(run.best.read_text())["step"] == 6
+    else:
+        assert found.lines[-1] == "load_best_model_at_end: no checkpoint that was measured is there whole; the run leaves its last weights"
+        assert not run.best.exists()
+
+
 def test_the_last_is_what_the_run_leaves_where_nothing_else_is_asked_for(train: Train, run: RunFolder, engine: Engine) -> None:
     train(losses=LOSSES, save_best=True, load_best=True)
     left = {name: weight.detach().clone() for name, weight in engine.masters.weights.items()}
@@ -337,10 +406,10 @@ def test_one_that_was_damaged_and_is_written_again_is_set_aside(train: Train, ru
     assert checkpoint.newest_whole(run)[0].name == "step-000004"
 
 
-def test_only_the_first_of_several_processes_writes(train: Train, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_in_the_environment_switches_no_checkpoint_off(train: Train, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     train()
-    assert steps(run) == []
+    assert steps(run) == [4, 6]
 
 
 def test_the_manifest_says_what_the_run_is_made_of(train: Train, run: RunFolder) -> None:

@@ -67,6 +67,16 @@ def test_it_is_told_of_the_settings_every_row_and_the_end(run: RunFolder) -> Non
     assert (kept.summary["train/loss"], kept.summary["eval/loss"], kept.summary["outcome"]) == (1.25, 0.75, "finished")
 
 
+def test_a_run_is_the_same_after_its_folder_was_moved(run: RunFolder, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = About(run, {}, 0).id  # of a Luthier that drew none
+    run.environment.write_text('{"id": "0123456789abcdef"}', encoding="utf-8")
+    before = About(run, {}, 0).id
+    run.path.rename(tmp_path / "elsewhere")
+    monkeypatch.setattr(trackers.platform, "node", lambda: "another-host")
+    assert before == About(RunFolder(tmp_path / "elsewhere"), {}, 3).id == "0123456789abcdef"
+    assert begun.startswith(f"{run.name}-")
+
+
 def test_what_is_not_finite_is_left_out(run: RunFolder) -> None:
     kept = Kept()
     with Trackers(settings("wandb"), run, 0, print, table={"wandb": kept}) as tracked:

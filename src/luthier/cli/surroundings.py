@@ -12,6 +12,8 @@ from io import TextIOWrapper
 from typing import Any, TextIO
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+# In the environment of a process that was started again by itself.
+STARTED_AGAIN = "LUTHIER_STARTED_AGAIN"
 
 
 def settle() -> None:
@@ -98,8 +100,10 @@ def _open_closed_streams() -> None:
 
 
 def _speak_utf8() -> None:
-    """Start again with UTF-8 where file names are read as something else (LC_ALL=C with PYTHONUTF8=0): paths and rows are UTF-8."""
-    if sys.getfilesystemencoding() == "utf-8" or sys.flags.utf8_mode:
+    """Start again, once, with UTF-8 where file names are read as something else (LC_ALL=C with PYTHONUTF8=0): paths and rows are UTF-8."""
+    again = os.environ.pop(STARTED_AGAIN, "")
+    if again or sys.getfilesystemencoding() == "utf-8" or sys.flags.utf8_mode:
         return
-    os.environ["PYTHONUTF8"] = "1"
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    os.environ |= {"PYTHONUTF8": "1", STARTED_AGAIN: "1"}
+    # Of several -X utf8 Python takes the first, and with -I or -E none of the environment.
+    os.execv(sys.executable, [sys.executable, "-X", "utf8=1", *sys.orig_argv[1:]])

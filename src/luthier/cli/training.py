@@ -55,7 +55,7 @@ def plan(config: ConfigFile, overrides: Overrides = None, as_json: Json = False)
 
 
 def train(
-    config: Annotated[Path | None, typer.Argument(help="The settings file, such as luthier.yaml.")] = None,
+    config: Annotated[str | None, typer.Argument(help="The settings file, such as luthier.yaml.")] = None,
     overrides: Overrides = None,
     resume: Annotated[
         str | None,
@@ -67,8 +67,12 @@ def train(
 
     Example: luthier train my-project/luthier.yaml training.learning_rate=1e-4
     """
-    if config is None and resume and Path(resume).is_file():
-        config, resume = Path(resume), ""  # --resume CONFIG
+    if config and "=" in config and not Path(config).is_file():
+        overrides, config = [config, *(overrides or [])], None  # --resume RUN section.name=value
+    if resume and Path(resume).name == "config.yaml" and run_folder.RunFolder(Path(resume).parent).plan.is_file():
+        resume = str(Path(resume).parent)  # --resume RUN/config.yaml
+    elif config is None and resume and Path(resume).is_file():
+        config, resume = resume, ""  # --resume CONFIG
     if config is None and not resume:
         raise CallError(
             "a settings file is needed, or --resume RUN (which has its own)", where="luthier train", next_step="luthier train luthier.yaml"

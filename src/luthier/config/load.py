@@ -33,6 +33,7 @@ class Config:
     given: dict[str, str]  # dotted name -> where it was given ("luthier.yaml:7" or "command line")
     notes: list[str]
     asked: Settings | None = None  # as they were, where an earlier adapter has decided some of them since
+    says: "Config | None" = None  # of a run that goes on: the settings file it goes on with, as that was read
 
     def beside(self, path: str) -> str:
         """A path of the settings as seen from here: relative ones are relative to the file, as its author meant them."""

@@ -82,7 +82,8 @@ def _of_saving(settings: Settings, given: Mapping[str, str]) -> Iterator[tuple[s
                 yield f"training.{name}", f"{name} has no effect with save_strategy: no", "take one of the two out"
     if not saves_best:
         for name in ("metric_for_best_model", "greater_is_better", "keep_best"):
-            if f"training.{name}" in given:
+            # A file may spell every default out.
+            if f"training.{name}" in given and getattr(training, name) != type(training).model_fields[name].default:
                 yield f"training.{name}", f"{name} has no effect without save_best", f"save_best: true, or take {name} out"
         return
     asked = "load_best_model_at_end" if training.load_best_model_at_end else "save_best"

@@ -29,7 +29,6 @@ from luthier.reporting import Bar, Reporter
 SCHEMA = 1
 ROWS, REJECTED, META = "rows.arrow", "rejected.jsonl", "meta.json"
 ADVANCE_EVERY_ROWS = 1000
-ABANDONED_AFTER_S = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ def sweep() -> None:
     """Delete what runs that were killed left half-written in the cache. What changed within a day may still be written."""
     for left in folder().glob(".*") if folder().is_dir() else ():
         with contextlib.suppress(OSError):  # another process may have been faster
-            if left.is_dir() and time.time() - max(path.stat().st_mtime for path in [left, *left.iterdir()]) > ABANDONED_AFTER_S:
+            if left.is_dir() and time.time() - max(path.stat().st_mtime for path in [left, *left.iterdir()]) > files.ABANDONED_AFTER_S:
                 files.remove_folder(left)
 
 

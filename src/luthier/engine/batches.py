@@ -42,7 +42,7 @@ class Step:
     """One optimizer update, laid out. Executed tokens = prefixes + all inputs; logical tokens = what the examples hold.
 
     `passes` are the parts of shared prefixes that run together: a part comes after those on its path.
-    `sharing` says in words what was shared, or why nothing was.
+    `sharing` says in words what was shared, or why nothing was. Of the micro-batches so many as there are `lanes` may run at once.
     """
 
     passes: list[list[Document]]
@@ -51,6 +51,13 @@ class Step:
     executed_tokens: int
     trained_tokens: int
     sharing: str = ""
+    lanes: int = 1
+
+    @property
+    def tokens_at_once(self) -> int:
+        """The most tokens that go through the model at the same time."""
+        sizes = sorted(sum(len(one.inputs) for one in pack) for pack in self.micro_batches)
+        return max(sum(sizes[-self.lanes :]), *(sum(len(one.inputs) for one in pack) for pack in self.passes), 0)
 
 
 def first_trained(example: TokenizedExample) -> int:
@@ -145,30 +152,33 @@ def lay_out(
     ]
     units = [[documents[place] for place in group] for group in together or ([place] for place in range(len(examples)))]
     units.sort(key=lambda unit: (unit[0].path, sum(len(one.inputs) for one in unit)))
+    side_by_side = _for_lanes(units, micro_batch_tokens, lanes)
     return Step(
         passes=[pack for level in trie.levels for pack in packs(level, micro_batch_tokens)],
-        micro_batches=[_sorted(pack) for pack in _cut(units, micro_batch_tokens, lanes)],
+        micro_batches=[_sorted(pack) for pack in side_by_side or packs_of_units(units, micro_batch_tokens)],
         logical_tokens=sum(len(example.token_ids) for example in examples),
         executed_tokens=sum(len(one.inputs) for one in [*parts, *documents]),
         trained_tokens=sum(len(one.targets) for one in documents),
         sharing=_sharing(share_prefixes, trie),
+        lanes=lanes if side_by_side else 1,
     )
 
 
-def _cut(units: list[list[Document]], micro_batch_tokens: int, lanes: int) -> Iterator[list[Document]]:
-    """Micro-batches. For several lanes, which share the budget, as many as these and of about one size, where there are tokens enough."""
-    total = sum(len(one.inputs) for unit in units for one in unit)
-    if lanes == 1 or total < LANE_TOKENS * lanes or len(units) < lanes:
-        yield from packs_of_units(units, micro_batch_tokens)
-        return
-    rounds = -(-total // micro_batch_tokens)
-    done, count = 0, rounds * lanes
-    found: list[list[Document]] = [[] for _ in range(count)]
-    for unit in units:
-        size = sum(len(one.inputs) for one in unit)
-        found[(2 * done + size) * count // (2 * total)].extend(unit)
-        done += size
-    yield from (pack for pack in found if pack)
+def _for_lanes(units: list[list[Document]], micro_batch_tokens: int, lanes: int) -> list[list[Document]] | None:
+    """Micro-batches of about one size, as many for each lane, which share the budget; None where that is too small, or not worth it."""
+    sizes = [sum(len(one.inputs) for one in unit) for unit in units]
+    total, share = sum(sizes), micro_batch_tokens // lanes
+    if lanes == 1 or total < LANE_TOKENS * lanes or len(units) < lanes or max(sizes) > share:
+        return None
+    for count in range(lanes * -(-total // micro_batch_tokens), len(units) + lanes, lanes):
+        packs: list[list[Document]] = [[] for _ in range(count)]
+        done = 0
+        for unit, size in zip(units, sizes, strict=True):
+            packs[(2 * done + size) * count // (2 * total)].extend(unit)
+            done += size
+        if max(sum(len(one.inputs) for one in pack) for pack in packs) <= share:
+            return [pack for pack in packs if pack]
+    return None
 
 
 def packs(documents: Sequence[Document], tokens: int) -> Iterator[list[Document]]:

@@ -3,6 +3,7 @@
 import os
 
 import torch
+import torch.utils.deterministic
 
 # Two buffers of 4 MiB each for cuBLAS, which then always adds in one order (NVIDIA's cuBLAS manual, "Results reproducibility").
 CUBLAS_WORKSPACE = ":4096:8"
@@ -12,6 +13,8 @@ def enter(asked: bool, device: str) -> None:
     """For all that this process computes from here on. Where it is `asked` for, an operation that has no deterministic form raises
     RuntimeError on a GPU; elsewhere torch takes one where it has one, and goes on. To be called before the first product on the GPU."""
     torch.use_deterministic_algorithms(True, warn_only=not asked)
+    # Else every new buffer would be filled first, and nothing here reads one that is empty.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device == "cuda":
         torch.backends.cuda.enable_mem_efficient_sdp(not asked)  # its backward pass adds in any order
         torch.backends.cudnn.benchmark = not asked and torch.backends.cudnn.benchmark

@@ -64,6 +64,8 @@ Result = TypeVar("Result")
 CHECK_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 # Rows of one micro-batch when the held-out loss is measured; no gradients are kept, so there is room.
 EVALUATION_BATCH = 32
+# Micro-batches run side by side where at most this share of the weights is trained: gradients are kept for each lane.
+LANES_SHARE = 0.1
 ANY_LENGTH = tokens.How(max_length=sys.maxsize)
 
 
@@ -76,6 +78,7 @@ class Engine:
         tokenizer: Any,
         *,
         share_prefixes: bool = True,
+        side_by_side: bool = True,
         micro_batch_tokens: int = 4096,
         adam: dict[str, Any] | None = None,
         max_grad_norm: float = 1.0,
@@ -109,7 +112,7 @@ class Engine:
         noise.install(update.causal_model(model), neftune_noise_alpha, self.draws)
         self._longest_exact = hindrance.longest_exact(model)
         self._enter_fast_path(attn_implementation, compile)
-        self.lanes = self._lanes_that_pay()
+        self.lanes = self._lanes_that_pay() if side_by_side else None
         self.recomputing = Recomputing(self.model, gradient_checkpointing)
 
     @classmethod
@@ -211,9 +214,9 @@ class Engine:
     def _log_probabilities(self, batch: list[TokenizedExample]) -> list[float]:
         if self.plain_reason:
             return [-float(reference.loss_sum(self.model, example)) for example in batch]
-        return judged.log_probabilities(self.model, self.head, self._lay_out(batch, None))
+        return judged.log_probabilities(self.model, self.head, self.lay_out(batch, None))
 
-    def _lay_out(self, examples: list[TokenizedExample], together: Sequence[Sequence[int]] | None, budget: int = 0, *, learns: bool = False) -> Step:
+    def lay_out(self, examples: list[TokenizedExample], together: Sequence[Sequence[int]] | None, budget: int = 0, *, learns: bool = False) -> Step:
         """Cut for `budget` tokens at once, or else for as many as have been enough so far; what is learned from for all lanes."""
         for example in examples:
             if not any(example.trained[1:]):
@@ -240,11 +243,8 @@ class Engine:
             if gathered:
                 raise shortage.beside_gradients(rows)
             alone = bool(self.plain_reason)
-            lane_count = self.lanes.count if self.lanes and learns else 1
-            cut = partial(self._lay_out, rows, together, learns=learns)
-            smaller = 0 if alone else shortage.smaller_budget(cut, self.micro_batch_tokens, lane_count)
-            if not smaller and learns and self.lanes:
-                self.lanes, smaller = None, self.micro_batch_tokens  # two rows side by side: one after the other needs half
+            cut = partial(self.lay_out, rows, together, learns=learns)
+            smaller = 0 if alone else shortage.smaller_budget(cut, self.micro_batch_tokens)
             if not smaller:
                 units = [[rows[place] for place in group] for group in together or [[place] for place in range(len(rows))]]
                 raise shortage.of_one_row(max(units, key=lambda unit: sum(row.tokens for row in unit)))
@@ -268,7 +268,7 @@ class Engine:
     def _begin(self, examples: list[TokenizedExample], together: list[list[int]] | None = None) -> Step:
         """Lay an update out, and make ready to train it."""
         self._check_length(max(len(example.token_ids) for example in examples))
-        step = self._lay_out(examples, together, learns=True)
+        step = self.lay_out(examples, together, learns=True)
         self.sharing = "none, as one dropout mask or noise would serve all rows" if self._drops and not self.plain_reason else step.sharing
         self.model.train()
         return step
@@ -349,7 +349,7 @@ class Engine:
         return total / trained_tokens
 
     def _loss_of(self, batch: list[TokenizedExample]) -> float:
-        return self._plain_loss(batch) if self.plain_reason else update.loss(self.model, self.head, self._lay_out(batch, None))
+        return self._plain_loss(batch) if self.plain_reason else update.loss(self.model, self.head, self.lay_out(batch, None))
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -537,9 +537,11 @@ class Engine:
         self._give_back = give_back
 
     def _lanes_that_pay(self) -> Lanes | None:
-        # Gradients are kept for each lane, which is little beside an adapter only. What layers of other methods keep from call to call is not known.
         count = lanes.usual_count(self.device)
-        return Lanes(count) if count > 1 and self.adapted and not self.plain_reason and tuners.only_lora(self.model) else None
+        # Each lane keeps gradients of its own. What layers of other methods keep from call to call is not known.
+        trained = sum(parameter.numel() for parameter in self.trained_parameters)
+        small = trained <= LANES_SHARE * sum(parameter.numel() for parameter in self.model.parameters())
+        return Lanes(count) if count > 1 and small and not self.plain_reason and tuners.only_lora(self.model) else None
 
     def _check_length(self, longest: int) -> None:
         longest += virtual.tokens(self.model)

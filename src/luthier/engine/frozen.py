@@ -10,7 +10,7 @@ import shutil
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,13 @@ LEAST_FREE_BYTES = 50_000_000
 class Store:
     """Hidden states that enter layer `layers`, (tokens of all rows, D), in a file that is mapped into memory.
 
-    `places` says where a row begins and how many tokens it has, by the hash of its token ids. `served_tokens` counts what was not run again.
+    `places` says where a row begins and how many tokens it has, by the hash of its token ids. `served` counts the tokens that were not run again.
     """
 
     layers: int
     states: Tensor
     places: dict[bytes, tuple[int, int]]
-    served_tokens: int = 0
+    served: list[int] = field(default_factory=list)  # of each call; lanes call at once
 
     def of(self, documents: Sequence[tuple[list[int], int, int]]) -> Tensor | None:
         """The states of packed documents, (1, T, D); each is (all token ids of its row, first token, how many). None where a row is not here."""
@@ -55,7 +55,7 @@ class Store:
             if first + tokens > stored:
                 return None
             parts.append(self.states[begin + first : begin + first + tokens])
-        self.served_tokens += sum(len(part) for part in parts)
+        self.served.append(sum(len(part) for part in parts))
         return torch.cat(parts)[None] if parts else None
 
 
@@ -130,7 +130,7 @@ def cached(engine: Engine, examples: Sequence[TokenizedExample], folder: Path, s
             yield None
         else:
             yield store
-            say(f"{store.served_tokens:,} tokens were spared the lowest {layers} of {of_all} layers")
+            say(f"{sum(store.served):,} tokens were spared the lowest {layers} of {of_all} layers")
     finally:
         give_back()
         path.unlink(missing_ok=True)

@@ -77,7 +77,9 @@ class Masters:
 
     def _spare_of(self, lane: int, master: nn.Parameter) -> Tensor:
         spare = self._spare.setdefault(lane, {})
-        return spare.setdefault(master, torch.empty_like(master))
+        if master not in spare:
+            spare[master] = torch.empty_like(master)
+        return spare[master]
 
     @torch.no_grad()
     def add_lanes(self) -> None:

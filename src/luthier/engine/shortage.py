@@ -6,28 +6,28 @@ from contextlib import contextmanager
 
 import torch
 
-from luthier.engine.batches import Document, Step
+from luthier.engine.batches import Step
 from luthier.errors import OutOfMemory, is_shortage
 from luthier.records import TokenizedExample, named
 
 LEVERS = "gradient_checkpointing: full, a smaller max_length, or a smaller model"
 
 
-def smaller_budget(lay_out: Callable[[int], Step], tokens: int, lanes: int = 1) -> int:
+def smaller_budget(lay_out: Callable[[int], Step], tokens: int) -> int:
     """Half of what went through the model at once, and half again until that is another cut; 0 where every row stood alone already.
 
-    `lay_out` lays the work out for a budget, which `lanes` micro-batches share; `tokens` is the one that was too much.
+    `lay_out` lays the work out for a budget; `tokens` is the one that was too much.
     """
 
-    def packs(budget: int) -> list[list[Document]]:
-        step = lay_out(budget)
-        return step.passes + step.micro_batches
+    def passes(step: Step) -> int:
+        return len(step.passes) + len(step.micro_batches)
 
-    before = packs(tokens)
-    budget = min(tokens, lanes * max(sum(len(one.inputs) for one in pack) for pack in before))
+    before = lay_out(tokens)
+    budget = min(tokens, before.tokens_at_once)
     while budget > 1:
         budget //= 2
-        if len(packs(budget)) > len(before):
+        step = lay_out(budget)
+        if step.tokens_at_once < before.tokens_at_once or passes(step) > passes(before):
             return budget
     return 0
 

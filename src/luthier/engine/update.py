@@ -83,7 +83,7 @@ def run_step(model: Any, step: Step, learn: Callable[[list[Document], Pool, Back
         drawn.begin_micro_batch([(one.place, len(one.inputs)) for one in documents], [len(one.token_ids) for one in documents])
         learn(documents, pool, backward)
 
-    if side is None or len(step.micro_batches) == 1:
+    if side is None or step.lanes == 1:
         for documents in step.micro_batches:
             run(documents, pool, Tensor.backward)
     else:

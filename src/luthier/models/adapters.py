@@ -102,8 +102,8 @@ def _check_config(folder: Path, stored_config: dict[str, Any]) -> None:
             raise refuse(name, f"PEFT {peft.__version__} does not know it, and would leave it out")
         if isinstance(fields.get(name), bool) and name.startswith("use_") and not isinstance(value, bool):
             raise refuse(name, "true or false is expected")
-    alpha = stored_config.get("lora_alpha", 1)
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    alpha = stored_config.get("lora_alpha")
+    if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha)):
         raise refuse("lora_alpha", "a number is expected")
 
 

@@ -5,6 +5,7 @@ Every kind computes x W^T with W in the format of the products: what is trained 
 CPU, while it learns as while it answers.
 """
 
+import copy
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -121,12 +122,9 @@ def _torchao(asked: Quantization, kept: list[str]) -> Any:
 def _of_four_bits(layer: Any, dtype: torch.dtype) -> Tensor:
     from bitsandbytes.functional import dequantize_4bit
 
-    state = layer.weight.quant_state
-    before, state.dtype = state.dtype, dtype  # the format that it gives
-    try:
-        weight: Tensor = dequantize_4bit(layer.weight.data, state)
-    finally:
-        state.dtype = before
+    state = copy.copy(layer.weight.quant_state)  # its own: micro-batches run side by side
+    state.dtype = dtype  # the format that it gives
+    weight: Tensor = dequantize_4bit(layer.weight.data, state)
     return weight
 
 

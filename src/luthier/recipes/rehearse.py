@@ -1,5 +1,6 @@
 """Start small: the whole way of a config on the smallest model that will do and a few rows, before the real run takes its hours."""
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 
 from luthier.config.load import Config
 from luthier.config.methods import METHODS
+from luthier.config.settings import Settings
 from luthier.errors import LuthierError, ModelError, RunError
 from luthier.models import cache, catalog, find
 from luthier.models.catalog import ModelCard
@@ -24,6 +26,12 @@ DEFAULT = "smollm2-135m-instruct"
 FOLDER = "rehearsals"
 LONGEST_ANSWER = 64
 ASKED_ROWS = 8
+# A size in a name, which is rounded: what is to be smaller than a model of that name has less than this share of it.
+SIZE, SMALLER = r"[0-9.]+[mb]\b", 0.9
+# A model without instructions; a name that says nothing is rather one with them.
+BASE = re.compile(r"[-_](base|pt)\b")
+# In the name of a weight or an expression for some: a number that is no part of a word (layers.7, but not fc1 or [0-9]).
+LAYER_NUMBER = re.compile(r"(?<![A-Za-z0-9_\-\[{,])[0-9]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +107,51 @@ def rehearsed(config: Config, rows: int, reporter: Reporter) -> tuple[Config, li
     if settings.init_from:
         values["init_from"] = None
         notes.append("init_from is left out: it holds what was trained beside another model")
+    for name, value in _without_layer_numbers(settings).items():
+        values[name] = value
+        notes.append(f"{name}: {value}: {card.name} has other layers than {settings.model}")
+    if settings.training.max_steps:
+        plan = planning.make_plan(with_values(config, values))
+        epoch = math.ceil(plan.rows.train_rows / int(plan.settings.training.batch_size))
+        values["training.max_steps"] = min(settings.training.max_steps, epoch)
     return with_values(config, values), notes
 
 
+def _without_layer_numbers(settings: Settings) -> dict[str, Any]:
+    """What the settings have by the numbers of layers, by its dotted name, without these: another model may have fewer layers."""
+    lora, without = settings.lora, dict[str, Any]()
+    if lora.layers_to_transform:
+        without["lora.layers_to_transform"] = []
+    if settings.freeze.layers is not None:
+        without["freeze.layers"] = None
+    peft = {name: value for name, value in settings.peft.items() if name not in ("layers_to_transform", "layers_pattern")}
+    if len(peft) < len(settings.peft):
+        without["peft"] = peft
+    targets = [lora.target_modules] if isinstance(lora.target_modules, str) else lora.target_modules
+    if any(LAYER_NUMBER.search(target) for target in targets):
+        without["lora.target_modules"] = "all-linear"
+    by_layer: dict[str, dict[str, Any]] = {
+        "lora.rank_pattern": lora.rank_pattern,
+        "lora.alpha_pattern": lora.alpha_pattern,
+        "training.learning_rates": settings.training.learning_rates,
+    }
+    for name, pattern in by_layer.items():
+        kept = {key: value for key, value in pattern.items() if not LAYER_NUMBER.search(key)}
+        if len(kept) < len(pattern):
+            without[name] = kept
+    return without
+
+
 def sibling(model: str, reporter: Reporter) -> ModelCard:
-    """The smallest model of the same family in the catalog that can be had, those on this disk first; else the default one."""
+    """The smallest model of the same family and kind in the catalog that can be had, those on this disk first; else the default one, as
+    where none of them is smaller than `model` itself."""
     here = {kept.name for kept in cache.cached()}
-    own = sorted((card for card in catalog.cards() if _family(card.name) == _family(Path(model).name)), key=lambda card: card.facts.parameters)
-    own.sort(key=lambda card: not {card.name, card.hub} & here)
+    known = find.of_catalog(model)
+    name = known.name if known else Path(model).name.lower()
+    kind = known.kind if known else "base" if BASE.search(name) else "instruct"
+    most = known.facts.parameters if known else SMALLER * _size(name)
+    own = [card for card in catalog.cards() if _family(card.name) == _family(name) and card.kind == kind and card.facts.parameters < most]
+    own.sort(key=lambda card: (not {card.name, card.hub} & here, card.facts.parameters))
     for card in own:
         try:
             find.find(card.name, reporter)
@@ -119,7 +164,13 @@ def sibling(model: str, reporter: Reporter) -> ModelCard:
 
 def _family(name: str) -> str:
     """What stands before the size: smollm2 of smollm2-135m-instruct."""
-    return re.split(r"[-_](?=[0-9.]+[mb]\b)", name.lower())[0]
+    return re.split(rf"[-_](?={SIZE})", name.lower())[0]
+
+
+def _size(name: str) -> float:
+    """The parameters that a name tells of: 135e6 of smollm2-135m-instruct; infinite where it tells of none."""
+    found = re.search(rf"[-_]({SIZE})", name.lower())
+    return float(found[1][:-1]) * (1e6 if found[1].endswith("m") else 1e9) if found else math.inf
 
 
 def _trained(config: Config, reporter: Reporter) -> tuple[RunFolder, str]:

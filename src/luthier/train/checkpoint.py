@@ -7,7 +7,6 @@ the update's number: of them a checkpoint needs the number alone.
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,13 @@ from luthier.errors import NotFiniteError, RunError
 from luthier.models import save as models
 from luthier.models.save import stored
 from luthier.models.weights import INDEX
+from luthier.plan.memory import MOMENTS_BYTES
 from luthier.run_folder import RunFolder
 from luthier.tensor_file import Stored
 
 TRAINED, OPTIMIZER, STATE = "trained.safetensors", "optimizer.safetensors", "state.json"
+# Of environment.json and of a checkpoint's manifest: which run it is, and hashes of what that is made from.
+OF_RUN = ("id", "contents")
 DRAWS = "every draw is derived from (seed, update, example, layer): no generator has a state"
 
 
@@ -57,11 +59,6 @@ class State:
     step: int
     parts: Mapping[str, sealed.Content]
     size_bytes: int
-
-
-def commits() -> bool:
-    """Whether this process writes checkpoints: of several that train one model it is the first (torchrun's RANK)."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def take(engine: Engine, place: Place, *, copied: bool = False, measured: Measured | None = None, course: Mapping[str, Any] | None = None) -> State:
@@ -142,17 +139,17 @@ def path_of(run: RunFolder, step: int) -> Path:
     return run.checkpoints / f"step-{step:06d}"
 
 
+def expected_bytes(engine: Engine) -> int:
+    """About what a checkpoint of this run takes, also before the first update, which makes the optimizer's moments."""
+    weights = engine.masters.weights.values()
+    held: int = sum(tensor.nbytes for tensor in (*weights, *(() if engine.adapted else _untrained(engine).values())))
+    moments: int = sum(tensor.nbytes for tensor in _moments(engine).values())
+    return held + (moments or round(MOMENTS_BYTES[engine.optim] * sum(weight.numel() for weight in weights)))
+
+
 def copy_bytes(engine: Engine) -> int:
     """What `take` needs for a copy: bytes of the trained weights and the optimizer's moments."""
     return sum(tensor.nbytes for tensor in (*engine.masters.weights.values(), *_moments(engine).values()))
-
-
-def save(run: RunFolder, engine: Engine, place: Place, keep: int) -> Path:
-    """Write checkpoints/step-N and then delete all but the newest `keep`."""
-    path = write(run, take(engine, place))
-    for old in list_checkpoints(run, until=place.step)[:-keep]:
-        files.remove_folder(old)
-    return path
 
 
 def list_checkpoints(run: RunFolder, until: int | None = None) -> list[Path]:
@@ -161,26 +158,35 @@ def list_checkpoints(run: RunFolder, until: int | None = None) -> list[Path]:
     return [path for path in sealed.numbered(run.checkpoints, "step") if until is None or sealed.number(path) <= until]
 
 
-def newest_whole(run: RunFolder) -> tuple[Path, list[str]]:
-    """The newest checkpoint whose files are all as they were written, and what was wrong with newer ones."""
+def newest_whole(run: RunFolder) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose files are all as they were written, if there is one, and what was wrong with newer ones."""
     damaged: list[str] = []
     for path in reversed(list_checkpoints(run)):
         if problem := damage(path):
             damaged.append(f"{path.name}: {problem}")
         else:
             return path, damaged
-    seen = f" ({'; '.join(damaged)})" if damaged else ""
-    raise RunError(f"there is no whole checkpoint to resume from{seen}", where=str(run.path), next_step=f"luthier train {run.config} starts anew")
+    return None, damaged
 
 
 def damage(path: Path, *, sizes_only: bool = False) -> str:
-    """What is wrong with a checkpoint, or "". With `sizes_only` its files' bytes are not read."""
+    """What is wrong with a checkpoint, or ""; one of another run is wrong in this one. With `sizes_only` its files' bytes are not read."""
     if problem := sealed.damage(path, sizes_only=sizes_only):
         return problem
     manifest = sealed.read_manifest(path)
     if manifest.get("step") != sealed.number(path):
         return f"{sealed.MANIFEST} is that of step {manifest.get('step')}"
+    if other := _of_another_run(RunFolder(path.parents[1]), manifest.get("run", {})):
+        return f"{sealed.MANIFEST} is that of another run (another {other})"
     return next((f"{sealed.MANIFEST} does not list {name}" for name in (STATE, OPTIMIZER) if name not in manifest["files"]), "")
+
+
+def _of_another_run(run: RunFolder, about: Mapping[str, Any]) -> str:
+    """What tells the run that wrote a manifest from `run`, or ""."""
+    if not run.environment.is_file():
+        return ""
+    own = files.read_json(run.environment)
+    return " and other ".join(name for name in OF_RUN if about.get(name) != own.get(name))
 
 
 def measured_at(path: Path) -> Measured | None:

@@ -45,6 +45,7 @@ HARMLESS = {
     "training.micro_batch_tokens":        ROUNDING,
     "training.gradient_checkpointing":    ROUNDING,
     "training.share_prefixes":            ROUNDING,
+    "training.side_by_side":              ROUNDING,
     "training.cache_frozen_layers":       ROUNDING,
     "training.compile":                   ROUNDING,
     "training.deterministic":             ROUNDING,

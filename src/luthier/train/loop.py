@@ -73,6 +73,7 @@ def fit(
     stop: Stop,
     *,
     done: int = 0,
+    skipped_in_a_row: int = 0,
     on_skip: Callable[[Skipped], None] = lambda skipped: None,
     on_rows: RowWatcher | None = None,
     on_smaller: Callable[[int, int, int], None] = lambda step, before, now: None,
@@ -82,12 +83,13 @@ def fit(
     """Train from update `done` to the end of the course, or until `stop` says so. Returns the updates that are done.
 
     An update whose loss or gradient is not finite is skipped, and told to `on_skip` and `on_rows` only. Raises NotFiniteError
-    after MOST_SKIPPED of them in a row. `on_smaller` is told the update in which the memory was not enough, and the micro-batch tokens
-    before and since. A GPU goes on while the update before is told; not so after a step of which `looks_at_weights` says that
-    a watcher will find its weights in the engine. `forward_backward` is the engine's own where none is given.
+    after MOST_SKIPPED of them in a row (`skipped_in_a_row` came before `done`). `on_smaller` is told the update in which the memory
+    was not enough, and the micro-batch tokens before and since. A GPU goes on while the update before is told; not so after a step of
+    which `looks_at_weights` says that a watcher will find its weights in the engine. `forward_backward` is the engine's own where none
+    is given.
     """
     engine.require_trained_parameters()
-    teller = _Teller(engine, examples, course, watchers, on_skip, on_rows)
+    teller = _Teller(engine, examples, course, watchers, on_skip, on_rows, skipped_in_a_row=skipped_in_a_row)
     budget = engine.micro_batch_tokens
     for update in range(done, course.updates):
         start = time.perf_counter()
@@ -108,7 +110,7 @@ def fit(
         if engine.micro_batch_tokens != budget:
             on_smaller(update + 1, budget, engine.micro_batch_tokens)
             budget = engine.micro_batch_tokens
-        if stop.signal:
+        if stop.signal and update + 1 < course.updates:
             teller.tell()
             return update + 1
     teller.require_finite()

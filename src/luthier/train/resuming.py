@@ -24,11 +24,12 @@ from luthier.models import weights
 from luthier.plan.machine import processor
 from luthier.reporting import Reporter
 from luthier.run_folder import RunFolder
-from luthier.train import differences
+from luthier.train import checkpoint, differences
 from luthier.version import VERSION
 
-# Of environment.json.
+# Of environment.json: its schema, and what a run that goes on is compared with.
 SCHEMA = 1
+COMPARED = ("asked", "settings", "machine", "contents")
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 # What a run is made from, by names that are no setting's.
 CONTENTS = ("data", "held-out rows", "base", "template text", "tokenizer", "init_from weights")
@@ -119,15 +120,33 @@ def goes_on(run: RunFolder, config: Config, reporter: Reporter) -> Config:
 
 
 def _began(run: RunFolder) -> dict[str, Any]:
-    """What the run knows of its beginning. Raises RunError where a newer Luthier wrote it."""
-    stored: dict[str, Any] = files.read_json(run.environment) if run.environment.is_file() else {}
+    """What the run knows of its beginning. Raises RunError where a newer Luthier wrote it, or where checkpoints would be gone on from and it
+    is not whole."""
+    if not run.environment.is_file() and not checkpoint.list_checkpoints(run):
+        return {}
+    try:
+        stored = files.read_json(run.environment)
+    except RunError as error:
+        raise _not_compared(run, error.problem) from error
+    if not isinstance(stored, dict):
+        raise _not_compared(run, "is not as it was written")
     if stored.get("schema", SCHEMA) > SCHEMA:
         raise RunError(
             f"was written by a newer Luthier ({stored.get('machine', {}).get('luthier')}; schema {stored['schema']}, and {VERSION} reads {SCHEMA})",
             where=str(run.environment),
             next_step="pip install --upgrade luthier",
         )
+    if missing := [name for name in COMPARED if not isinstance(stored.get(name), dict)]:
+        raise _not_compared(run, f"does not hold {', '.join(missing)}")
     return stored
+
+
+def _not_compared(run: RunFolder, problem: str) -> RunError:
+    return RunError(
+        f"{problem}: what the run began with cannot be compared",
+        where=str(run.environment),
+        next_step=f"put this file back as it was, or begin a new run: luthier train {run.config}",
+    )
 
 
 def _goes_on_as(run: RunFolder, config: Config) -> Config:
@@ -145,7 +164,8 @@ def _goes_on_as(run: RunFolder, config: Config) -> Config:
     for name in changed:
         section, _, key = name.rpartition(".")
         (tree[section] if section else tree)[key] = _placed(now[name], now_at) if name in PATHS else now[name]
-    return Config(Settings.model_validate(tree), run.config, {name: config.given.get(name, str(config.file)) for name in changed}, config.notes)
+    given = {name: config.given.get(name, str(config.file)) for name in changed}
+    return Config(Settings.model_validate(tree), run.config, given, config.notes, says=config)
 
 
 def _placed(value: Any, folder: Path) -> Any:
@@ -254,14 +274,26 @@ def beginning(config: Config, run: RunFolder, folder: Path, tokenizer: Any, prep
     """What environment.json keeps of a run that begins: what was asked and what became of it, the machine, and what the rows and models hold."""
     return {
         "schema": SCHEMA,
+        "id": os.urandom(8).hex(),
         "number": run_folder.next_number(run.path.parent),
-        "asked": {"file": str(config.file.resolve()), "settings": (config.asked or config.settings).model_dump(mode="json")},
+        "asked": _asked(config),
         # As they are read back from config.yaml.
         "settings": load_config(run.config).settings.model_dump(mode="json"),
         "machine": machine(config.settings),
         "threads": torch.get_num_threads(),
         "contents": contents(config, folder, tokenizer, prepared),
     }
+
+
+def _asked(config: Config) -> dict[str, Any]:
+    return {"file": str(config.file.resolve()), "settings": (config.asked or config.settings).model_dump(mode="json")}
+
+
+def keep_asked(run: RunFolder, config: Config) -> None:
+    """Where the run goes on with a settings file: a change, next time, is one from what that says now."""
+    stored = _began(run)
+    if config.says and stored["asked"] != (asked := _asked(config.says)):
+        files.write_json(run.environment, {**stored, "asked": asked})
 
 
 def require_same_contents(run: RunFolder, config: Config, folder: Path, tokenizer: Any, prepared: Prepared, reporter: Reporter) -> None:

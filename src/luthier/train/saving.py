@@ -27,9 +27,11 @@ from luthier.train.loop import Course, host_peak_bytes
 MOST_FAILED = 2
 # Of the state: what a save should find free (file systems keep some for themselves).
 ROOM = 1.3
+# How often it is looked whether the run is still this process' own.
+LOOK_SECONDS = 5.0
 LESS_IS_BETTER = ("loss", "kl")
-# Of environment.json, in a checkpoint's manifest: hashes of rows and models, libraries, threads.
-KEPT_OF_ENVIRONMENT = ("contents", "machine", "threads")
+# Of environment.json, in a checkpoint's manifest: the run's id, hashes of rows and models, libraries, threads.
+KEPT_OF_ENVIRONMENT = (*checkpoint.OF_RUN, "machine", "threads")
 
 
 class Saver:
@@ -54,11 +56,32 @@ class Saver:
         self.last_step = max((sealed.number(path) for path in self._whole), default=-1)
         self._measured: Measured | None = None
         self._measured_at, self._asked, self._save_at = -1, place.step, -1
-        self._saved_at_s = time.monotonic()
+        self._saved_at_s, self._looked_s = time.monotonic(), 0.0
         self._copies: bool | None = None
         self._failed_in_a_row = 0
         self._said: set[str] = set()
         self._writing: tuple[threading.Thread, _Written] | None = None
+        self._look_for_room()
+
+    def _look_for_room(self) -> None:
+        """Before the first update: say where the disk will not hold all checkpoints that are kept. Raises MachineError where it holds not one."""
+        training = self.training
+        if training.save_strategy == "no" and training.save_minutes is None and not self.saves_best:
+            return
+        # One more than are kept: an old one goes when the new one stands.
+        kept = training.save_total_limit + (training.keep_best if self.saves_best else 0) + 1
+        to_come = max(1, kept - len(self._whole))
+        one, free = ROOM * checkpoint.expected_bytes(self.engine), files.free_bytes(self.run.path)
+        need = one * to_come
+        room = f"about {need / 1e6:,.1f} MB for {to_come} of them, kept ones and the next, and {free / 1e6:,.1f} MB are free"
+        if free < one:
+            raise MachineError(
+                f"the disk holds not one checkpoint: the run needs {room}",
+                where=str(self.run.checkpoints),
+                next_step=f"free some space, then luthier train --resume {self.run.path}; or training.save_strategy: no",
+            )
+        if free < need:
+            self.say(f"little room for the run's checkpoints: it needs {room}")
 
     def __enter__(self) -> "Saver":
         return self
@@ -99,7 +122,10 @@ class Saver:
             self._save_at = step
 
     def watch(self, report: StepReport) -> None:
-        """Save where that is due after this update."""
+        """Save where that is due after this update. Raises RunInUse where another process has the run by now."""
+        if abs(time.time() - self._looked_s) >= LOOK_SECONDS:  # a clock that runs while the machine sleeps
+            self._looked_s = time.time()
+            run_lock.require_not_taken(self.run.path)
         if self._writing and not self._writing[0].is_alive():
             self.join()
         if self.wants(report.step):
@@ -109,9 +135,9 @@ class Saver:
         """Save the state as it is now, after `step` updates; `wait` until it is written."""
         self.join()
         self._save_at, self.stop.save_now = -1, False
-        if not checkpoint.commits() or step == self.last_step:
-            return
         run_lock.require_not_taken(self.run.path)
+        if step == self.last_step:
+            return
         self._saved_at_s = time.monotonic()
         copied = self.training.async_save and not wait and self._has_room_for_copy()
         measured = self._measured if self._measured_at == step else None
@@ -193,22 +219,29 @@ class Saver:
         return -one.value if (one.name not in LESS_IS_BETTER if asked is None else asked) else one.value
 
     def _best(self) -> dict[Path, Measured]:
-        """The best checkpoints that are there, as many as are kept, best first; of two that are alike the earlier."""
-        if not self.saves_best:
-            return {}
+        """The best checkpoints that are there, as many as are kept, best first."""
+        return dict(self._from_best_on()[: self.training.keep_best]) if self.saves_best else {}
+
+    def _from_best_on(self) -> list[tuple[Path, Measured]]:
+        """All checkpoints that were measured, the best first; of two that are alike the earlier."""
         measured = {path: one for path, one in self._whole.items() if one and one.name == self.training.metric_for_best_model}
-        ordered = sorted(measured.items(), key=lambda item: (self._rank(item[1]), sealed.number(item[0])))
-        return dict(ordered[: self.training.keep_best])
+        return sorted(measured.items(), key=lambda item: (self._rank(item[1]), sealed.number(item[0])))
 
     def load_best(self) -> None:
-        """With load_best_model_at_end: put the best checkpoint into the engine, say so, and write to best.json which that is."""
+        """With load_best_model_at_end: put the best checkpoint that is whole into the engine, say so, and write to best.json which that is."""
         self.join()
-        if not self.training.load_best_model_at_end or not (best := self._best()):
+        if not self.training.load_best_model_at_end:
             return
-        path, measured = next(iter(best.items()))
-        checkpoint.load(path, self.engine)
-        files.write_json(self.run.best, {"step": sealed.number(path), **dataclasses.asdict(measured)})
-        self.say(f"the best is step {sealed.number(path)} ({measured.name} {measured.value:.4f}): it is what the run leaves")
+        run_lock.require_not_taken(self.run.path)
+        for path, measured in self._from_best_on():
+            if problem := checkpoint.damage(path):
+                self.say(f"not used, though it was measured as {measured.name} {measured.value:.4f}: {path.name}: {problem}")
+                continue
+            checkpoint.load(path, self.engine)
+            files.write_json(self.run.best, {"step": sealed.number(path), **dataclasses.asdict(measured)})
+            self.say(f"the best is step {sealed.number(path)} ({measured.name} {measured.value:.4f}): it is what the run leaves")
+            return
+        self.say("load_best_model_at_end: no checkpoint that was measured is there whole; the run leaves its last weights")
 
 
 @dataclass(slots=True)

@@ -51,7 +51,6 @@ CHECKED_ROWS = 8
 GAP_ROWS = 32
 # A fresh adapter that changes the loss of a row by less than this (relative) changes nothing but the rounding.
 UNCHANGED = 1e-4
-LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,11 +172,17 @@ def start(run: RunFolder, plan: Plan, ready: Ready, reporter: Reporter, *, resum
 def place(run: RunFolder, plan: Plan, ready: Ready, engine: Engine, resume: bool, reporter: Reporter) -> Place:
     """Where the run stands: where its newest whole checkpoint is, which is put into the engine, or at its beginning, where it has none."""
     begun = Place(0, ready.prepared.sha256, plan.settings.seed, str(plan.settings.training.precision), plan.settings.training.optim)
-    if resume and (checkpoint.list_checkpoints(run) or run.trained.is_dir()):
-        return _restore(run, engine, begun, reporter)
     if resume:
+        newest, damaged = checkpoint.newest_whole(run)
+        for line in damaged:
+            tell(run, reporter, f"not used: {line}")
+        if newest:
+            return _restore(run, newest, engine, begun, reporter)
+        if run.trained.is_dir():
+            raise RunError("there is no whole checkpoint to resume from", where=str(run.path), next_step=f"luthier train {run.config} starts anew")
         run.forget_after(0)
-        tell(run, reporter, "no checkpoint was written before the run was stopped: it begins at its first update again")
+        found = "no checkpoint is whole" if damaged else "no checkpoint was written before the run was stopped"
+        tell(run, reporter, f"{found}: it begins at its first update again")
     if not METHODS[plan.settings.method].begins_as_base and not plan.settings.init_from:
         _tell_of_start(run, engine, plan, ready, reporter)
     return begun
@@ -256,6 +261,8 @@ def opened(
             known["licenses"] = audit.attribution(plan.settings.model, ready.folder, sources, config.file.parent)
             files.write_json(run.environment, {**_environment(ready.folder), **known})
             run.say(f"began: {rows} rows, {plan.updates} updates")
+        if resume:
+            resuming.keep_asked(run, config)
         yield run
 
 
@@ -309,7 +316,7 @@ def _environment(folder: Path) -> dict[str, Any]:
         "luthier": VERSION,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "libraries": {name: importlib.metadata.version(name) for name in resuming.LIBRARIES},
         "threads": torch.get_num_threads(),
         "model_folder": str(folder),
         "base_sha256": weights.fingerprint(folder),
@@ -346,9 +353,11 @@ def _try_worst_update(run: RunFolder, engine: Engine, task: Task, plan: Plan, mo
 
 
 def train(run: RunFolder, engine: Engine, plan: Plan, prepared: Prepared, task: Task, place: Place, reporter: Reporter) -> None:
-    """Every update after `place`. Raises Interrupted where a signal ended it; the state is saved then."""
-    settings = plan.settings
-    training = settings.training
+    """Every update after `place`. Raises Interrupted where a signal ended it; the state is saved then.
+
+    Raises RunInUse where the run became another process' meanwhile: then nothing more may be written into it.
+    """
+    settings, training, say = plan.settings, plan.settings.training, functools.partial(tell, run, reporter)
     course = loop.Course(
         updates=plan.updates,
         examples_seen=order.examples_of_run(len(task.rows), int(training.batch_size), training.num_train_epochs, training.max_steps),
@@ -362,11 +371,10 @@ def train(run: RunFolder, engine: Engine, plan: Plan, prepared: Prepared, task: 
     )
 
     def skip(skipped: loop.Skipped) -> None:
-        run.add_skipped(skipped.step, skipped.rows)
+        run.add_skipped(skipped.step, skipped.rows, overflowed=skipped.overflowed)
         tell(run, reporter, str(skipped))
 
     def spare() -> AbstractContextManager[object]:
-        say = functools.partial(tell, run, reporter)
         return frozen.cached(engine, prepared.train, run.path, say) if training.cache_frozen_layers else nullcontext()
 
     with (
@@ -374,8 +382,8 @@ def train(run: RunFolder, engine: Engine, plan: Plan, prepared: Prepared, task: 
         spare(),
         reporter.bar("training", course.updates) as bar,
         stopping_on_signals() as stop,
-        Trackers(settings, run, place.step, functools.partial(tell, run, reporter)) as tracked,
-        Saver(run, engine, place, settings, course, len(task.rows), stop, functools.partial(tell, run, reporter)) as saver,
+        Trackers(settings, run, place.step, say) as tracked,
+        Saver(run, engine, place, settings, course, len(task.rows), stop, say) as saver,
     ):
 
         def measured(step: int, loss: float, metrics: dict[str, float]) -> None:
@@ -401,6 +409,7 @@ def train(run: RunFolder, engine: Engine, plan: Plan, prepared: Prepared, task: 
             watching,
             stop,
             done=place.step,
+            skipped_in_a_row=run.skipped_in_a_row(),
             on_skip=skip,
             on_rows=run.add_rows if training.rows_file else None,
             on_smaller=functools.partial(shortage.tell_smaller, run, reporter, plan),
@@ -412,12 +421,10 @@ def train(run: RunFolder, engine: Engine, plan: Plan, prepared: Prepared, task: 
             run.say(f"stopped by signal {stop.signal} after step {done}")
             raise Interrupted(run, done, stop.signal, saver.last_step)
         saver.load_best()
+    run_lock.require_not_taken(run.path)  # what was trained is saved next
 
 
-def _restore(run: RunFolder, engine: Engine, expected: Place, reporter: Reporter) -> Place:
-    path, damaged = checkpoint.newest_whole(run)
-    for line in damaged:
-        reporter.say(f"not used: {line}")
+def _restore(run: RunFolder, path: Path, engine: Engine, expected: Place, reporter: Reporter) -> Place:
     place = checkpoint.load(path, engine)
     checkpoint.check_same_run(place, expected, path)
     run.forget_after(place.step)

@@ -44,6 +44,6 @@ def tell_smaller(run: RunFolder, reporter: Reporter, plan: Plan, step: int, befo
     tell(
         run,
         reporter,
-        f"step {step}: the memory was not enough for micro-batches of {before:,} tokens; the update was run again with {now:,}, which stay "
+        f"step {step}: the memory was not enough for micro-batches of {before:,} tokens; the same work was run again with {now:,}, which stay "
         f"(the same result, a little slower; about {size:.3g} GB planned now, {old:.3g} GB before)",
     )

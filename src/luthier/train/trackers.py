@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlparse
 
+from luthier import files
 from luthier.config.settings import Settings
 from luthier.errors import ConfigError, LuthierError
 from luthier.records import StepReport
@@ -48,7 +49,11 @@ class About:
 
     @property
     def id(self) -> str:
-        """The same for a run that goes on, and another one for a run of the same name elsewhere."""
+        """The same for a run that goes on, wherever its folder is by then, and another one for a run of the same name elsewhere."""
+        drawn = files.read_json(self.run.environment).get("id") if self.run.environment.is_file() else None
+        if drawn:
+            return str(drawn)
+        # The run began with an older Luthier, which drew none.
         place = f"{platform.node()} {self.run.path.resolve()}"
         return f"{self.run.name}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
 

@@ -93,7 +93,7 @@ def _change(file: SourceFile) -> str:
 
 def spike_teller(run: RunFolder, reporter: Reporter, rows_of: Callable[[int], list[Source]]) -> Watcher:
     """Names the rows of an update whose loss is SPIKE times that of the updates before it: often a broken row, or too high a rate."""
-    before: list[float] = []
+    before: list[float] = [row["loss"] for row in run.read_metrics("train")[-SPIKE_UPDATES:]]
 
     def watch(report: StepReport) -> None:
         usual = statistics.median(before) if len(before) >= SPIKE_UPDATES // 4 else math.inf

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from luthier.engine import batches
-from luthier.recipes.proofs.bench import Bench, NotHere, failed, passed
+from luthier.recipes.proofs.bench import FAILED, Bench, NotHere, failed, passed
 from luthier.records import Judged, Proof, TokenizedExample
 
 # The share of the whole gradient's norm that is added to a tensor's before a difference is divided by it: of nothing, rounding is all.
@@ -18,7 +18,7 @@ FLOOR = 0.1
 LEAST_LOSS = 1e-2
 WHOLE = 10**9  # more tokens than any update has
 REPORT = "please report it with verify.json and the versions of luthier doctor"
-# Rows of an update in which something may be shared.
+# Rows of an update in which something may be shared, or that is worth being run side by side.
 SHARING_ROWS = (6, 12, 24, 48)
 # Updates in which every trained tensor must have had a gradient once.
 UPDATES_WITH_GRADIENT = 2
@@ -65,15 +65,40 @@ def packed_is_plain(bench: Bench) -> Proof:
 
 
 def accumulated(bench: Bench) -> Proof:
-    """One micro-batch, three, and as many as there are rows."""
+    """One micro-batch, three, and as many as there are rows, one after the other; and side by side, where the run does so."""
     _require_fast(bench)
-    whole = own(bench) if _micro_batches(bench, bench.engine.micro_batch_tokens) == 1 else _with_budget(bench, WHOLE)
-    one_each = _with_budget(bench, 1)
-    budget = next((budget for budget in _budgets(bench) if _micro_batches(bench, budget) == 3), None)
-    several = {f"{_micro_batches(bench, 1)} micro-batches": one_each}
-    if budget:
-        several["3"] = _with_budget(bench, budget)
-    return compared(bench, several, whole, f"training.micro_batch_tokens: {WHOLE} cuts nothing; {REPORT}", "1 micro-batch")
+    beside = _side_by_side(bench)
+    if beside and beside.status == FAILED:
+        return beside
+    as_run = own(bench) if _micro_batches(bench, bench.engine.micro_batch_tokens) == 1 else None
+    with setting(bench.engine, "lanes", None):
+        whole = as_run or _with_budget(bench, WHOLE)
+        budget = next((budget for budget in _budgets(bench) if _micro_batches(bench, budget) == 3), None)
+        several = {f"{_micro_batches(bench, 1)} micro-batches": _with_budget(bench, 1)}
+        if budget:
+            several["3"] = _with_budget(bench, budget)
+    proof = compared(bench, several, whole, f"training.micro_batch_tokens: {WHOLE} cuts nothing; {REPORT}", "1 micro-batch")
+    return (
+        replace(proof, evidence=f"{proof.evidence}; {beside.evidence}", numbers={**proof.numbers, "side_by_side": beside.numbers})
+        if beside
+        else proof
+    )
+
+
+def _side_by_side(bench: Bench) -> Proof | None:
+    """Micro-batches that run at once against the same ones after each other; None where no update runs so."""
+    engine = bench.engine
+    if engine.lanes is None:
+        return None
+    for rows in (bench.update, *(bench.shortest[:count] for count in SHARING_ROWS)):
+        step = _step(bench, rows, engine.micro_batch_tokens)
+        if step.lanes > 1:
+            at_once = own(bench) if rows == bench.update else measured(bench, rows)
+            with setting(engine, "lanes", None):
+                by_turns = measured(bench, rows)
+            said = {f"{len(step.micro_batches)} micro-batches of {len(rows)} rows side by side": at_once}
+            return compared(bench, said, by_turns, f"training.side_by_side: false; {REPORT}", "one after the other")
+    return None
 
 
 def other_budget(bench: Bench) -> Proof:
@@ -211,11 +236,15 @@ def _rows_that_share(bench: Bench) -> tuple[list[Any], str]:
     raise NotHere(f"{min(len(rows), max(SHARING_ROWS))} rows share no beginning that would pay")
 
 
+def _step(bench: Bench, rows: Sequence[TokenizedExample | Judged], budget: int) -> batches.Step:
+    """An update as the engine would lay it out."""
+    examples, together = _examples(rows)
+    return bench.engine.lay_out(examples, together, budget, learns=True)
+
+
 def _micro_batches(bench: Bench, budget: int) -> int:
     """Into how many micro-batches the update is cut."""
-    examples, together = _examples(bench.update)
-    shared = bench.engine.share_prefixes
-    return len(batches.lay_out(examples, micro_batch_tokens=budget, share_prefixes=shared, together=together).micro_batches)
+    return len(_step(bench, bench.update, budget).micro_batches)
 
 
 def _budgets(bench: Bench) -> list[int]:
