@@ -7,6 +7,7 @@ warm            begins calls of the command line in processes of their own, with
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,11 @@ SENTENCES = [
     "A luthier builds and tunes instruments; the guitar answers the same after it was carried across the street.",
     "The quick brown fox jumps over the lazy dog while 12 boxing wizards jump quickly, and nothing was lost.",
 ]
+
+
+for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    if signal.getsignal(_number) is signal.SIG_IGN:  # whoever started the tests in the background; what they start would ignore it too
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

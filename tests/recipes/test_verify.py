@@ -214,7 +214,7 @@ PLANTED: list[tuple[str, Plant, str]] = [
     ("masks", prompt_trained, r"hold a part of the prompt \(and 23 more rows\)"),
     ("gradients", gradient_lost, r"8 of 28 trained tensors have no gradient, .*lora_A"),
     ("gradients", base_changed, r"1 frozen tensors were changed, .*embed_tokens"),
-    ("accumulated", mean_of_means, r"6 micro-batches and 3 against 1 .*, gradients [1-9]"),
+    ("accumulated", mean_of_means, r"(6 micro-batches and 3 against 1|2 micro-batches of 6 rows side by side) .*, gradients [1-9]"),
     ("accumulated", second_lane_dropped, r"micro-batches of \d+ rows side by side against one after the other.*, gradients [1-9]"),
     ("other budget", mean_of_means, r"against 4096.*, gradients [1-9]"),
     ("prefix sharing", prefix_gradient_dropped, r"against every row by itself.*, gradients [1-9]"),

@@ -4,6 +4,8 @@ The products of a few hundred rows do not fill several cores, and what stands be
 own gradients, and they are added in the order of the lanes: the sum does not depend on which lane was faster.
 """
 
+import ctypes
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -28,11 +30,22 @@ def usual_count(device: torch.device) -> int:
     return 2 if device.type == "cpu" and torch.get_num_threads() > 1 else 1
 
 
+# glibc's mallopt: how many heaps the threads of a process may have.
+M_ARENA_MAX = -8
+
+
+def _share_one_heap() -> None:
+    """Let threads that are made from now on take memory where all others do: a heap of each would keep what it once held, for itself."""
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(M_ARENA_MAX, 1)
+
+
 class Lanes:
     """`count` threads which share the threads that torch was given."""
 
     def __init__(self, count: int) -> None:
         self.count = count
+        _share_one_heap()
         threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(count, "lane", lambda: torch.set_num_threads(max(1, threads // count)))
         for _ in range(count):

@@ -41,7 +41,7 @@ HARMLESS = {
     "device":                             "the device itself is compared",
     "output_dir":                         "the run stays where it is",
     "resume":                             "says when to resume",
-    "max_memory":                         "a limit; nothing is computed otherwise",
+    "max_memory":                         ROUNDING,
     "training.micro_batch_tokens":        ROUNDING,
     "training.gradient_checkpointing":    ROUNDING,
     "training.share_prefixes":            ROUNDING,
