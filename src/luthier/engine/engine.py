@@ -165,7 +165,6 @@ class Engine:
         With `row_losses` the mean loss of each example is given too. Where the memory is not enough the same update is run again with
         a smaller `micro_batch_tokens`, which then stays. Raises OutOfMemory where one row alone does not fit.
         """
-        self._masters = self.masters  # before the first gradient comes, which they take
         return self._fitting(lambda: self._forward_backward(examples, row_losses), examples, learns=True)
 
     def _forward_backward(self, examples: list[TokenizedExample], row_losses: bool) -> UpdateLoss:
@@ -187,7 +186,6 @@ class Engine:
 
         `together` are the places of the examples that the loss compares; each example stands in one group. Memory: as forward_backward.
         """
-        self._masters = self.masters
         return self._fitting(lambda: self._forward_backward_judged(examples, together, loss_of), examples, together, learns=True)
 
     def _forward_backward_judged(self, examples: list[TokenizedExample], together: list[list[int]], loss_of: judged.LossOf) -> UpdateLoss:
@@ -231,6 +229,7 @@ class Engine:
     ) -> Result:
         """What `work` gives; where the memory is not enough for it, of the same work in smaller micro-batches, which stay."""
         restore_draws = shortage.random_state(self.device)
+        # The masters are made here at the latest: before the first gradient comes, which they take.
         gathered = learns and any(weight.grad is not None for weight in self.masters.weights.values())
         while True:
             try:
@@ -306,7 +305,6 @@ class Engine:
     def send_update(self, examples: list[TokenizedExample], learning_rate: float) -> Callable[[], tuple[UpdateLoss, float]]:
         """forward_backward and optimizer_step, asked of a GPU without waiting for it. The call that is returned waits for this update's
         loss and gradient norm; where one of them is not finite the GPU has updated nothing."""
-        self._masters = self.masters
         step, total = self._fitting(lambda: self._sent(examples), examples, learns=True)
         mean, executed_tokens = total / step.trained_tokens, step.executed_tokens + virtual.run_tokens(self.model)
         with shortage.telling("the optimizer's step", f"optim: {self.optim}", "optim: adamw_8bit, a lower rank, or a smaller model"):

@@ -25,13 +25,11 @@ def forward_backward(
     model: Any, head: Head, step: Step, loss_of: LossOf, loss_scale: float, drawn: Draws, side: update.SideBySide | None = None
 ) -> float:
     """The sum of what `loss_of` gives for all micro-batches; its gradients (times `loss_scale`) are added to the parameters."""
-    parts: dict[int, float] = {}
 
-    def learn(documents: list[Document], pool: Pool, backward: update.Backward) -> None:
+    def learn(documents: list[Document], pool: Pool, backward: update.Backward) -> float:
         hidden_ND, targets_N = update.trained_rows(model, documents, pool)
         log_probabilities = _sums(head, documents, hidden_ND, targets_N).requires_grad_()
         part = loss_of([one.place for one in documents], log_probabilities)
-        parts[documents[0].place] = part.item()
         (slopes,) = torch.autograd.grad(part, log_probabilities)
         # The largest weight stands outside, where the loss scale meets it: inside, fp16 would lose small ones.
         largest = float(slopes.abs().max()) or 1.0
@@ -39,9 +37,9 @@ def forward_backward(
         weights_N = (-slopes / largest).float().repeat_interleave(counts).to(hidden_ND.device)
         total, _ = head.losses(hidden_ND, targets_N, weights_N=weights_N)
         backward(total * (largest * loss_scale))
+        return part.item()
 
-    update.run_step(model, step, learn, drawn, side)
-    return sum(parts[documents[0].place] for documents in step.micro_batches)
+    return sum(update.run_step(model, step, learn, drawn, side))
 
 
 @torch.no_grad()

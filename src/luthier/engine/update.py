@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ class SideBySide:
 
 # Sends a loss backward.
 Backward = Callable[[Tensor], None]
+# What one micro-batch adds to an update's loss.
+Part = TypeVar("Part")
 
 
 @dataclass(slots=True)
@@ -61,50 +63,54 @@ def forward_backward(
 def run_update(model: Any, head: Head, step: Step, sums: Sums, loss_scale: float, drawn: Draws, side: SideBySide | None = None) -> None:
     """What forward_backward does, but that the loss stays where it was made: on a GPU nothing waits for anything."""
 
-    totals: dict[int, Tensor] = {}  # by the document that comes first: added in the order of the micro-batches
-
-    def learn(documents: list[Document], pool: Pool, backward: Backward) -> None:
+    def learn(documents: list[Document], pool: Pool, backward: Backward) -> Tensor:
         total, each = micro_batch_losses(model, head, documents, pool)
         backward(total * (loss_scale / step.trained_tokens))
-        totals[documents[0].place] = total.detach()
         _gather(sums, documents, each)
+        return total.detach()
 
-    run_step(model, step, learn, drawn, side)
-    for documents in step.micro_batches:
-        sums.total = sums.total.to(totals[documents[0].place].device) + totals[documents[0].place]
+    for total in run_step(model, step, learn, drawn, side):
+        sums.total = sums.total.to(total.device) + total
 
 
-def run_step(model: Any, step: Step, learn: Callable[[list[Document], Pool, Backward], None], drawn: Draws, side: SideBySide | None = None) -> None:
-    """The prefixes, then `learn` of each micro-batch, which goes backward as far as the prefixes' leaves; then the prefixes' backward pass."""
+def run_step(
+    model: Any, step: Step, learn: Callable[[list[Document], Pool, Backward], Part], drawn: Draws, side: SideBySide | None = None
+) -> list[Part]:
+    """The prefixes, then `learn` of each micro-batch, which goes backward as far as the prefixes' leaves; then the prefixes' backward pass.
+
+    Gives what `learn` gave, in the order of the micro-batches.
+    """
     drawn.begin_update()
     passes, pool = run_prefixes(model, step)
 
-    def run(documents: list[Document], pool: Pool, backward: Backward) -> None:
+    def run(documents: list[Document], pool: Pool, backward: Backward) -> Part:
         drawn.begin_micro_batch([(one.place, len(one.inputs)) for one in documents], [len(one.token_ids) for one in documents])
-        learn(documents, pool, backward)
+        return learn(documents, pool, backward)
 
     if side is None or step.lanes == 1:
-        for documents in step.micro_batches:
-            run(documents, pool, Tensor.backward)
+        parts = [run(documents, pool, Tensor.backward) for documents in step.micro_batches]
     else:
-        _run_side_by_side(step.micro_batches, pool, run, side)
+        parts = _run_side_by_side(step.micro_batches, pool, run, side)
     for one in reversed(passes):
         _finish(one, pool)
+    return parts
 
 
 def _run_side_by_side(
-    micro_batches: list[list[Document]], pool: Pool, run: Callable[[list[Document], Pool, Backward], None], side: SideBySide
-) -> None:
+    micro_batches: list[list[Document]], pool: Pool, run: Callable[[list[Document], Pool, Backward], Part], side: SideBySide
+) -> list[Part]:
+    parts: dict[int, Part] = {}
     pools = [_own_leaves(pool) for _ in range(side.lanes.count)]
 
     def work(place: int) -> None:
         leaves = [leaf for layers in pools[place].values() for pair in layers.values() for leaf in pair if leaf.requires_grad]
-        for documents in micro_batches[place :: side.lanes.count]:
-            run(documents, pools[place], lambda loss: side.masters.backward_in_lane(loss, leaves))
+        for number in range(place, len(micro_batches), side.lanes.count):
+            parts[number] = run(micro_batches[number], pools[place], lambda loss: side.masters.backward_in_lane(loss, leaves))
 
     side.lanes.run(work)
     side.masters.add_lanes()
     _add_leaves(pool, pools)
+    return [parts[number] for number in range(len(micro_batches))]
 
 
 @torch.no_grad()
