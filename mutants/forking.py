@@ -10,6 +10,7 @@ import json
 import os
 import sys
 
+import hypothesis
 import pytest
 
 
@@ -19,6 +20,8 @@ def run(arguments: list[str], printed: str) -> int:
     for stream, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         os.dup2(os.open(os.devnull if stream == 0 else printed, flags | (os.O_APPEND if stream else 0)), stream)
     sys.path[0] = os.getcwd()  # as `python -m pytest` has it
+    hypothesis.settings.register_profile("mutants", phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate], database=None, deadline=None)
+    hypothesis.settings.load_profile("mutants")  # a planted bug is noticed; minutes of looking for its simplest example say nothing more
     code = int(pytest.main(arguments))
     sys.stdout.flush()
     return code
