@@ -1,7 +1,7 @@
 """Answers as text: stop strings, and pieces that can be shown while an answer is made."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from luthier.errors import CallError
@@ -21,7 +21,7 @@ class Text:
 
     def of(self, ids: list[int]) -> str:
         """The text of a whole answer."""
-        return self._until_stop(self._decode(ids))
+        return self._until_stop(self.decode(ids))
 
     def ended(self, ids: list[int]) -> bool:
         """Whether the newest of these tokens completes a stop string."""
@@ -29,26 +29,18 @@ class Text:
             return False
         # Every token but a control token has at least one byte, so the newest ones hold all of it; the rest need not be decoded each time.
         newest = ids[-(max(len(string.encode()) for string in self.stop) + SPARE_TOKENS) :]
-        return self._holds_stop(self._decode(newest)) and self._holds_stop(self._decode(ids))
+        return self._holds_stop(self.decode(newest)) and self._holds_stop(self.decode(ids))
 
     def pieces(self, new_ids: Iterator[int]) -> Iterator[str]:
         """Text as it grows. What may still become a stop string waits, and so does a character that is not whole yet."""
-        ids: list[int] = []
-        said = ""
+        growing = Growing(self)
         for token in new_ids:
-            ids.append(token)
-            text = self._decode(ids)
-            if text.endswith(UNFINISHED):
-                continue
-            ready = self._certain(text)
-            if len(ready) > len(said):
-                yield ready[len(said) :]
-                said = ready
-        rest = self.of(ids)[len(said) :]
-        if rest:
+            if piece := growing.add(token):
+                yield piece
+        if rest := growing.rest():
             yield rest
 
-    def _decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
@@ -58,13 +50,37 @@ class Text:
     def _until_stop(self, text: str) -> str:
         return text[: min((text.index(string) for string in self.stop if string in text), default=len(text))]
 
-    def _certain(self, text: str) -> str:
+    def certain(self, text: str) -> str:
         """The text without a stop string, and without an end that a stop string begins with."""
         until = self._until_stop(text)
         if len(until) < len(text):
             return until
         begun = [length for string in self.stop for length in range(1, len(string)) if text.endswith(string[:length])]
         return text[: len(text) - max(begun, default=0)]
+
+
+@dataclass(slots=True)
+class Growing:
+    """An answer that comes token by token, as text that can be shown."""
+
+    text: Text
+    ids: list[int] = field(default_factory=list)
+    said: str = ""
+
+    def add(self, token: int) -> str:
+        """What can be shown once `token` is there; "" where that is nothing yet."""
+        self.ids.append(token)
+        whole = self.text.decode(self.ids)
+        return "" if whole.endswith(UNFINISHED) else self._new(self.text.certain(whole))
+
+    def rest(self) -> str:
+        """What was held back until the end."""
+        return self._new(self.text.of(self.ids))
+
+    def _new(self, ready: str) -> str:
+        piece = ready[len(self.said) :]
+        self.said += piece
+        return piece
 
 
 def text_of(tokenizer: Any, stop: str | Sequence[str]) -> Text:

@@ -16,9 +16,12 @@ from luthier.engine.engine import Engine
 from luthier.engine.probe import best_device
 from luthier.errors import ConfigError, RunError
 from luthier.models import adapters, find, initial, load, lora, methods, quantized, run_tokenizer, virtual, vocabulary, weights
+from luthier.models.earlier import earlier_adapter as earlier_adapter
+from luthier.models.earlier import earlier_run as earlier_run
+from luthier.models.earlier import earlier_trained as earlier_trained
 from luthier.records import TokenizedExample
 from luthier.reporting import Reporter, Silent
-from luthier.run_folder import RunFolder, is_run, open_run
+from luthier.run_folder import RunFolder
 
 
 def tokenizer_of(config: Config, folder: Path, reporter: Reporter) -> Any:
@@ -134,12 +137,18 @@ def as_base(engine: Engine, run: RunFolder) -> Iterator[Engine]:
     yield open_base(run, engine.tokenizer)
 
 
-def open_base(run: RunFolder, tokenizer: Any) -> Engine:
+def open_base_of(run: RunFolder, reporter: Reporter, precision: str | None = None) -> Engine:
+    """The model that a run began with, by itself, with the tokenizer that the run was trained with."""
+    config = load_config(run.config)
+    return open_base(run, _trained_tokenizer(run, find.find(config.settings.model, reporter, config.file.parent), config), precision)
+
+
+def open_base(run: RunFolder, tokenizer: Any, precision: str | None = None) -> Engine:
     """The model that a run began with, by itself, answering through the run's tokenizer."""
     config = load_config(run.config)
     folder = find.find(config.settings.model, Silent(), config.file.parent)
     require_same_base(run, folder)
-    model = _base(folder, config.settings)
+    model = _base(folder, config.settings, precision)
     vocabulary.fit_embeddings(model, load.load_tokenizer(folder), tokenizer)
     return _engine(model.requires_grad_(False), tokenizer, config.settings)
 
@@ -154,25 +163,6 @@ def require_same_base(run: RunFolder, folder: Path) -> None:
             where=str(run.path),
             next_step="set model: to the one that the run began with, or put its files back",
         )
-
-
-def earlier_trained(config: Config) -> Path:
-    """The folder of the adapter or the model that `init_from` names: what a run left, or an adapter that PEFT wrote."""
-    return earlier_adapter(config) or earlier_run(config).trained
-
-
-def earlier_adapter(config: Config) -> Path | None:
-    """The folder that `init_from` names, where it holds an adapter itself and is no run."""
-    folder = Path(config.beside(str(config.settings.init_from)))
-    if not (folder / adapters.CONFIG).is_file():
-        return None
-    if "lora" not in METHODS[config.settings.method].blocks:
-        raise ConfigError(
-            f"init_from: {folder} holds an adapter, and method: {config.settings.method} goes on from a run",
-            where=config.given.get("init_from", str(config.file)),
-            next_step="init_from: RUN, the run that trained it" + (f" ({folder.parent})" if is_run(str(folder.parent)) else ""),
-        )
-    return folder
 
 
 def earlier_settings(config: Config) -> dict[str, Any]:
@@ -227,31 +217,6 @@ def earlier_notes(config: Config, kept: dict[str, Any]) -> list[str]:
     if was != now:
         notes.append(f"init_from: {name} was trained beside {was} and goes on beside {now}: the model does not begin quite where it ended")
     return notes
-
-
-def earlier_run(config: Config) -> RunFolder:
-    """The run that `init_from` names."""
-    name = config.settings.init_from or ""
-    where = config.given.get("init_from", str(config.file))
-    try:
-        run = open_run(config.beside(name) if is_run(config.beside(name)) else name, Path(config.beside(config.settings.output_dir)))
-    except RunError as error:
-        raise ConfigError(f"init_from: {name} is not a run", where=where, next_step="luthier runs list") from error
-    if not run.trained.is_dir():
-        raise ConfigError(f"init_from: {name} has no adapter (it has not ended)", where=where, next_step=f"luthier train --resume {run.path}")
-    if run.model.is_dir() and config.settings.method != "full":
-        raise ConfigError(
-            f"init_from: {name} trained a whole model, and method: {config.settings.method} goes on with an adapter",
-            where=where,
-            next_step=f"method: full, or model: {run.model} in place of init_from",
-        )
-    if config.settings.method == "full" and not run.model.is_dir():
-        raise ConfigError(
-            f"init_from: {name} trained an adapter, and method: full goes on with a whole model",
-            where=where,
-            next_step=f"luthier export {run.path} --to merged, then model: {run.path / 'merged'} in place of init_from",
-        )
-    return run
 
 
 def device_of(settings: Settings) -> str:

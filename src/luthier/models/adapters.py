@@ -56,12 +56,9 @@ def load_adapter(model: Any, folder: Path, trainable: bool) -> Any:
 
     Strict: every tensor must be there, of the right shape and finite, else ModelError; the model is then as it was.
     """
-    stored_config = weights.read_object(folder / CONFIG, "name a folder that holds an adapter (RUN/adapter)")
-    _check_base(folder, stored_config, model)
-    tensors = _read_tensors(folder)
+    stored_config, tensors = read_stored(folder, model)
     if stored_config.get("peft_type") == bottleneck.TYPE:
         return _load_bottleneck(model, folder, stored_config, tensors, trainable)
-    _check_config(folder, stored_config)
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
     except (TypeError, ValueError, KeyError) as error:
@@ -84,6 +81,19 @@ def load_adapter(model: Any, folder: Path, trainable: bool) -> Any:
         raise _mismatch(folder, stored_config, model, difference)
     peft.set_peft_model_state_dict(adapted, tensors)
     return adapted if trainable else adapted.requires_grad_(False).eval()
+
+
+def read_stored(folder: Path, model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config and the tensors of a stored adapter that was made for `model`, as far as its hash says; all tensors are finite.
+
+    Raises ModelError for another base, a config that PEFT would not take as it is written, and files that are cut or missing.
+    """
+    stored_config = weights.read_object(folder / CONFIG, "name a folder that holds an adapter (RUN/adapter)")
+    _check_base(folder, stored_config, model)
+    tensors = _read_tensors(folder)
+    if stored_config.get("peft_type") != bottleneck.TYPE:
+        _check_config(folder, stored_config)
+    return stored_config, tensors
 
 
 def _check_config(folder: Path, stored_config: dict[str, Any]) -> None:
