@@ -9,6 +9,7 @@
 # make clean       removes .venv and every cache of the tools
 #
 # PYTHON=python3.12           which Python makes .venv (3.11 or newer)
+# JOBS=2                      how many processes run the tests of `make test` (default: the cores, up to 4)
 # TORCH_INDEX=URL             where torch comes from, e.g. https://download.pytorch.org/whl/cpu for machines without a GPU
 
 PYTHON ?= python3
@@ -17,6 +18,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PIP := $(RUN) -m pip --disable-pip-version-check
+# As many processes as there are cores, up to 4: each holds torch and a model.
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); test $$n -lt 4 && echo $$n || echo 4)
 # macOS has no timeout unless coreutils is there.
 TIMEOUT := $(shell command -v timeout || command -v gtimeout)
 
@@ -37,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 test: check
-	$(RUN) -m pytest -m "not slow and not nightly" --durations=10
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m "not slow and not nightly" --durations=10
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -18,13 +18,14 @@ from typing import Any
 
 from luthier.data.us_addresses import demo_rows
 
+LORA = {"lora": {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0}}
 # What docs/methods.md recommends for 135M parameters and some hundred rows; what is not said is the default.
 SETTINGS: dict[str, dict[str, Any]] = {
     # name             settings of the run
-    "lora": {"method": "lora", "learning_rate": 1e-3},
-    "dora": {"method": "dora", "learning_rate": 1e-3},
-    "qlora nf4": {"method": "qlora", "learning_rate": 1e-3},
-    "qlora int8": {"method": "qlora", "sections": {"qlora": {"quantization": "int8"}}, "learning_rate": 1e-3},
+    "lora": {"method": "lora", "sections": LORA, "learning_rate": 1e-3},
+    "dora": {"method": "dora", "sections": LORA, "learning_rate": 1e-3},
+    "qlora nf4": {"method": "qlora", "sections": LORA, "learning_rate": 1e-3},
+    "qlora int8": {"method": "qlora", "sections": {**LORA, "qlora": {"quantization": "int8"}}, "learning_rate": 1e-3},
     "bottleneck": {"method": "bottleneck", "sections": {"bottleneck": {"kind": "houlsby", "reduction_factor": 8}}, "learning_rate": 1e-3},
     "full": {"method": "full", "learning_rate": 1e-4},
     "prefix": {"method": "prefix", "learning_rate": 3e-2},

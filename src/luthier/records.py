@@ -169,12 +169,36 @@ class Metric:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model said. `stopped`: it ended by itself; else it was cut at the longest answer that was asked for."""
+
+    text: str
+    tokens: int
+    stopped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """The log-probability, in nats, of the trained tokens of a row, how many these are, and of how many the model would have said the same."""
+
+    log_probability: float
+    tokens: int
+    right: int
+
+
+@dataclass(frozen=True, slots=True)
 class Scorecard:
-    """Models by name ("base", "base_5shot", "tuned", ...), each with its metrics; how and on what they were measured."""
+    """Models by name ("base", "base_5shot", "tuned", ...), each with its metrics; how and on what they were measured.
+
+    `differences` are those of each model to the first one, over the rows that both answered (paired bootstrap); `costs` what an answer of
+    each model took: seconds, tokens, and a price where one is known.
+    """
 
     models: dict[str, dict[str, Metric]]
     decoding: dict[str, object]
     data: dict[str, object]
+    differences: dict[str, dict[str, Metric]] = field(default_factory=dict)
+    costs: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +230,12 @@ class Parity:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A setting that was `auto`: its name, the value chosen and why."""
+    """A setting that was `auto`: its name, the value chosen, why, and where the rule comes from ("": from this run's own numbers)."""
 
     name: str
     value: object
     why: str
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,3 +282,22 @@ class Proof:
     next_step: str = ""
     numbers: dict[str, object] = field(default_factory=dict)
     seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One run of a search: what it tried, how it ended, and what the held-out rows gave.
+
+    `state` is running, done, pruned, diverged or failed (`why` says more). `curve` has a measurement for each part of the run that is over,
+    counted from 1. `value` is that of the model the run left; None where it left none. `run` is its folder, below the search's.
+    """
+
+    number: int
+    values: dict[str, Any]
+    state: str = "running"
+    run: str = ""
+    value: float | None = None
+    curve: dict[int, float] = field(default_factory=dict)
+    updates: int = 0
+    seconds: float = 0.0
+    why: str = ""

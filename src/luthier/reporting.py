@@ -1,15 +1,21 @@
 """How a recipe tells its user what happens, without knowing whether that user sits at a terminal, a page or nowhere."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from types import MappingProxyType
 from typing import Protocol, runtime_checkable
+
+NO_NUMBERS: Mapping[str, str] = MappingProxyType({})
 
 
 @runtime_checkable
 class Bar(Protocol):
-    """A piece of long work: `advance(done, text)` says how much of the total is done now, and a few words beside it."""
+    """A piece of long work: `advance(done, text)` says how much of the total is done now, and a few words beside it.
 
-    def advance(self, done: int, text: str = "") -> None: ...
+    `numbers` are shown below it by name, where there is a screen to show them on.
+    """
+
+    def advance(self, done: int, text: str = "", numbers: Mapping[str, str] = NO_NUMBERS) -> None: ...
 
 
 @runtime_checkable
@@ -27,7 +33,7 @@ class Reporter(Protocol):
 
 
 class _NoBar:
-    def advance(self, done: int, text: str = "") -> None:
+    def advance(self, done: int, text: str = "", numbers: Mapping[str, str] = NO_NUMBERS) -> None:
         pass
 
 

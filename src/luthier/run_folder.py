@@ -6,11 +6,12 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from luthier import files
@@ -20,6 +21,7 @@ from luthier.records import Judged, Metric, Parity, Sample, Scorecard, Source, S
 SCHEMA = 1
 # A run needs its adapter, its checkpoints and perhaps a merged model; less than this is not worth starting.
 LEAST_FREE_BYTES = 50_000_000
+NO_DRIFT: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -95,6 +97,11 @@ class RunFolder:
         return self.path / "reference.safetensors"
 
     @property
+    def general(self) -> Path:
+        """What the base made of the general rows before the training, where every weight is trained."""
+        return self.path / "general.safetensors"
+
+    @property
     def contract(self) -> Path:
         return self.path / "contract.json"
 
@@ -147,6 +154,11 @@ class RunFolder:
         return self.path / "samples.jsonl"
 
     @property
+    def evals(self) -> Path:
+        """Further evaluations, a folder each: scorecard.json, samples.jsonl, answers.jsonl."""
+        return self.path / "evals"
+
+    @property
     def parity(self) -> Path:
         return self.path / "parity.json"
 
@@ -154,6 +166,16 @@ class RunFolder:
     def verified(self) -> Path:
         """What luthier verify found on the run's settings."""
         return self.path / "verify.json"
+
+    @property
+    def findings(self) -> Path:
+        """What luthier diagnose found wrong with the run."""
+        return self.path / "findings.json"
+
+    @property
+    def suspect_rows(self) -> Path:
+        """Training rows to be looked at by a person, each with why."""
+        return self.path / "suspect_rows.jsonl"
 
     @property
     def report(self) -> Path:
@@ -183,17 +205,22 @@ class RunFolder:
             del row["metrics"]
         self._backlog.add(self.metrics, json.dumps(row))
 
+    def named(self, source: Source) -> str:
+        """A row's place, with its file as it was called when the run began (a run that goes on, or is looked at, knows it by its whole path)."""
+        name = _names_at_the_start(self.ledger).get(source.file, source.file)
+        return str(dataclasses.replace(source, file=name))
+
     def add_rows(self, step: int, examples: Sequence[TokenizedExample | Judged], losses: Sequence[float]) -> None:
         """A line for each row of an update, with its mean loss over its trained tokens in nats; null where that is not finite."""
         rows = [
-            {"source": _as_at_the_start(self, example.source), "loss": _finite(loss), "trained_tokens": example.trained_tokens, "step": step}
+            {"source": self.named(example.source), "loss": _finite(loss), "trained_tokens": example.trained_tokens, "step": step}
             for example, loss in zip(examples, losses, strict=True)
         ]
         self._backlog.add(self.rows, "\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
 
     def add_skipped(self, step: int, rows: list[Source], *, overflowed: bool = False) -> None:
         """An update whose loss or gradient was not finite, with the rows that were in it; `overflowed`: fp16's loss scale was too high."""
-        row = {"kind": "skipped", "step": step, "rows": [_as_at_the_start(self, row) for row in rows]}
+        row = {"kind": "skipped", "step": step, "rows": [self.named(row) for row in rows]}
         self._backlog.add(self.metrics, json.dumps({**row, "overflowed": True} if overflowed else row))
 
     def skipped_in_a_row(self) -> int:
@@ -205,9 +232,20 @@ class RunFolder:
         """An update that did not fit into the memory: the micro-batch tokens before it, and those of it and since."""
         self._backlog.add(self.metrics, json.dumps({"kind": "memory", "step": step, "micro_batch_tokens_before": before, "micro_batch_tokens": now}))
 
-    def add_evaluation(self, step: int, loss: float, metrics: dict[str, float], not_finite: Sequence[Source] = ()) -> None:
-        """What the held-out rows gave; a number that is not finite is null, and `not_finite` are the rows that made it so."""
-        row = {"kind": "eval", "step": step, "loss": _finite(loss), "metrics": _all_finite(metrics), "drift": {}}
+    def add_reading(self, step: int, seconds: float) -> None:
+        """How long reading the rows took up to update `step`, since the run began or went on."""
+        self._backlog.add(self.metrics, json.dumps({"kind": "data", "step": step, "seconds": round(seconds, 4)}))
+
+    def add_base(self, rows: int, metrics: dict[str, float]) -> None:
+        """What the base answered to so many held-out rows, before the first update."""
+        self._backlog.add(self.metrics, json.dumps({"kind": "base", "step": 0, "rows": rows, "metrics": _all_finite(metrics)}))
+
+    def add_evaluation(
+        self, step: int, loss: float, metrics: dict[str, float], not_finite: Sequence[Source] = (), drift: Mapping[str, float] = NO_DRIFT
+    ) -> None:
+        """What the held-out rows gave; a number that is not finite is null, and `not_finite` are the rows that made it so. `drift`: of the
+        general rows, where forgetting is measured."""
+        row = {"kind": "eval", "step": step, "loss": _finite(loss), "metrics": _all_finite(metrics), "drift": _all_finite(dict(drift))}
         if not_finite:
             row["not_finite"] = [str(source) for source in not_finite]
         self._backlog.add(self.metrics, json.dumps(row))
@@ -216,6 +254,10 @@ class RunFolder:
         """The rows of `kind` ("train" or "eval") in the order they were written; a cut last line is left out."""
         return [row for row in _whole_rows(self.metrics) if row.get("kind") == kind]
 
+    def read_row_losses(self) -> Iterator[dict[str, Any]]:
+        """The lines of rows.jsonl (training.rows_file): source, loss, trained_tokens and step of a row at an update."""
+        return _whole_rows(self.rows)
+
     def forget_after(self, step: int) -> None:
         """Drop the metrics and the rows' losses of updates after `step`: a resumed run writes them again."""
         for path in (self.metrics, self.rows):
@@ -223,12 +265,10 @@ class RunFolder:
                 files.write_lines(path, (row for row in _whole_rows(path) if row["step"] <= step))
 
     def write_scorecard(self, scorecard: Scorecard) -> None:
-        files.write_json(self.scorecard, {"schema": SCHEMA, **dataclasses.asdict(scorecard)})
+        write_scorecard(self.scorecard, scorecard)
 
     def read_scorecard(self) -> Scorecard:
-        stored = files.read_json(self.scorecard)
-        models = {name: {key: Metric(**value) for key, value in row.items()} for name, row in stored["models"].items()}
-        return Scorecard(models, stored["decoding"], stored["data"])
+        return read_scorecard(self.scorecard)
 
     def write_samples(self, samples: list[Sample]) -> None:
         files.write_lines(self.samples, [dataclasses.asdict(sample) for sample in samples])
@@ -241,6 +281,21 @@ class RunFolder:
 
     def read_parity(self) -> list[dict[str, Any]]:
         return list(files.read_json(self.parity)) if self.parity.exists() else []
+
+
+def write_scorecard(path: Path, scorecard: Scorecard) -> None:
+    """Replace a scorecard.json."""
+    files.write_json(path, {"schema": SCHEMA, **dataclasses.asdict(scorecard)})
+
+
+def read_scorecard(path: Path) -> Scorecard:
+    """A scorecard.json, of a run or of an evaluation in its evals/. Older ones have neither differences nor costs."""
+    stored = files.read_json(path)
+    by_model = (
+        {name: {key: Metric(**value) for key, value in row.items()} for name, row in stored.get(part, {}).items()}
+        for part in ("models", "differences")
+    )
+    return Scorecard(next(by_model), stored["decoding"], stored["data"], next(by_model), stored.get("costs", {}))
 
 
 def _finite(number: float) -> float | None:
@@ -260,11 +315,6 @@ def _names_at_the_start(ledger: Path) -> dict[str, str]:
         return {str(source["path"]): str(source["file"]) for source in sources}
     except (RunError, KeyError, TypeError):
         return {}
-
-
-def _as_at_the_start(run: RunFolder, source: Source) -> str:
-    name = _names_at_the_start(run.ledger).get(source.file, source.file)
-    return str(dataclasses.replace(source, file=name))
 
 
 def _whole_rows(path: Path) -> Iterator[dict[str, Any]]:

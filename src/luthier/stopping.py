@@ -24,11 +24,13 @@ ONE_WISH_SECONDS = 1.0
 class Stop:
     """Whether a signal asked the work to end once what is at hand is done; `signal` is its number, or 0.
 
-    `save_now`: the state is wanted on the disk, and the work goes on. Who saves it sets it back.
+    `save_now`: the state is wanted on the disk, and the work goes on. Who saves it sets it back. `enough`: no signal, but a measurement
+    says that more of the work gains nothing.
     """
 
     signal: int = 0
     save_now: bool = False
+    enough: bool = False
 
 
 class EndedAtOnce(KeyboardInterrupt):

@@ -70,6 +70,11 @@ WRONG_CALLS = [
     ["export", "last", "--to", "adapter", "--precision", "fp16"],
     ["init", "project", "--format", "poem"],
     ["init", "project", "--format", "chat", "--script", "trainer"],
+    ["init"],
+    ["init", "--env", "nix"],
+    ["init", "--env", "uv", "--format", "chat"],
+    ["init", "--env", "uv", "--script", "trainer"],
+    ["doctor", "no.yaml", "--network", "--fast"],
     ["cache", "clean"],
     ["cache", "clean", "a-model", "--all"],
     ["runs", "show"],
@@ -414,8 +419,9 @@ def test_the_cache_is_listed_and_emptied(call: Any, luthier_home: Path, monkeypa
 def test_doctor_looks_at_everything_and_ends_with_0_where_nothing_is_broken(call: Any, luthier_home: Path) -> None:
     outcome = call("doctor", "--json")
     assert outcome.code == 0
-    assert all(set(one) == {"status", "subject", "seen", "mend"} for one in outcome.json)
-    assert {"Python", "torch", "transformers", "disk", "write access", "device", "number formats"} <= {one["subject"] for one in outcome.json}
+    assert all(set(one) == {"status", "subject", "seen", "mend", "details"} for one in outcome.json)
+    looked_at = {"Python", "torch", "transformers", "memory", "disk", "write access", "flash attention", "device", "number formats"}
+    assert looked_at <= {one["subject"] for one in outcome.json}
     assert {one["status"] for one in outcome.json} <= {"ok", "warning"}
     assert (luthier_home / "machine.json").is_file()
 
@@ -436,6 +442,14 @@ def test_a_new_project_trains_at_once(call: Any, tiny_model: Path, format: str) 
     trained = call("train", "project/luthier.yaml", f"model={tiny_model}", "training.max_steps=2", "device=cpu")
     assert trained.code == 0, trained.err
     assert [path.parent.name for path in Path("project/runs").glob("*/report.html")]
+
+
+def test_an_environment_is_written_here_or_into_the_folder_that_is_named(call: Any) -> None:
+    assert call("init", "--env", "docker").code == 0
+    assert Path("Dockerfile").is_file()
+    assert call("init", "new-project", "--env", "colab").out.startswith("new-project/new-project.ipynb: Python 3.11")
+    again = call("init", "--env", "docker")
+    assert (again.code, "Dockerfile: is there already, and nothing is overwritten" in again.problem) == (2, True)
 
 
 def test_a_folder_that_holds_something_is_not_written_to(call: Any, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ UNKNOWN = {
     "evaluation: {beam_width: 4}\n": (
         "luthier.yaml:3",
         "unknown setting 'evaluation.beam_width'",
-        "known here: base_rows, every_steps, max_new_tokens",
+        "known here: base_rows, drift_weight, early_stopping_patience",
     ),
     "1: 2\n": ("luthier.yaml:3", "unknown setting '1'", "known here: bottleneck, checks, data, device"),
 }
@@ -255,6 +255,11 @@ WITHOUT_EFFECT = {
     "training: {metric_for_best_model: kl}": "metric_for_best_model has no effect without save_best",
     "training: {save_best: true}": "with evaluation.every_steps: null there are no measurements to choose from",
     "training: {save_best: true, metric_for_best_model: kl}\nevaluation: {every_steps: 1}": "kl is not measured with objective: sft",
+    "training: {save_best: true, metric_for_best_model: exact_match}\nevaluation: {every_steps: 1}": "exact_match is not measured while training",
+    "evaluation: {early_stopping_patience: 2}": "with evaluation.every_steps: null there are no measurements to choose from",
+    "evaluation: {early_stopping_threshold: 0.1}": "early_stopping_threshold has no effect without early_stopping_patience",
+    "evaluation: {drift_weight: 0.5, every_steps: 1}": "drift_weight has no effect without save_best or early_stopping_patience",
+    "training: {save_best: true}\nevaluation: {drift_weight: 0.5, every_steps: 1, general: null}": "has no effect without evaluation.general",
     "training: {warmup_steps: 5, warmup_ratio: 0.1}": "warmup_steps and warmup_ratio both say how long the rate rises",
     "training: {share_prefixes: true}\nlora: {lora_dropout: 0.1}": "nothing is shared beside lora_dropout",
     "preference: {loss_type: ipo, label_smoothing: 0.1}\nobjective: dpo": "preference.label_smoothing has no effect with loss_type: ipo",
@@ -299,7 +304,10 @@ WORDS = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1).map(
 COUNT = st.integers(1, 20)
 NAMES = st.from_regex(r"[a-z_]{1,12}", fullmatch=True)
 SHARE = st.floats(1e-12, 0.99)
-SOURCES = st.fixed_dictionaries({"path": WORDS}, optional={"weight": SHARE, "format": st.just("alpaca"), "columns": st.dictionaries(WORDS, WORDS)})
+SOURCES = st.fixed_dictionaries(
+    {"path": WORDS},
+    optional={"weight": SHARE, "format": st.just("alpaca"), "columns": st.dictionaries(WORDS, WORDS), "license": WORDS, "attribution": WORDS},
+)
 VALUES = {
     # setting                       values it takes
     "model": WORDS,
@@ -341,10 +349,14 @@ VALUES = {
     "checks.hard_row_deviations": SHARE,
     "resume": st.sampled_from(["auto", "never"]),
     "objective": st.sampled_from(["sft", "dpo", "kto"]),
+    "plan.task": st.none() | st.sampled_from(["classification", "rag", "reasoning"]),
+    "plan.domain": st.none() | st.sampled_from(["style", "near", "far"]),
+    "plan.mistakes": st.sampled_from(["usual", "costly"]),
+    "plan.facts": st.sampled_from(["fixed", "changing"]),
     "method": st.just("lora"),
-    "lora.r": COUNT,
-    "lora.lora_alpha": SHARE,
-    "lora.lora_dropout": SHARE,
+    "lora.r": st.just("auto") | COUNT,
+    "lora.lora_alpha": st.just("auto") | SHARE,
+    "lora.lora_dropout": st.just("auto") | SHARE,
     "lora.target_modules": NAMES | st.lists(WORDS, min_size=1),
     "lora.layers_to_transform": st.lists(st.integers(0, 100)),
     "lora.use_rslora": st.booleans(),
@@ -355,12 +367,12 @@ VALUES = {
     "lora.loraplus_lr_ratio": st.none() | st.floats(1, 64),
     "lora.modules_to_save": st.lists(WORDS),
     "training.batch_size": st.just("auto") | COUNT,
-    "training.num_train_epochs": SHARE,
+    "training.num_train_epochs": st.just("auto") | SHARE,
     "training.max_steps": st.none() | COUNT,
     "training.learning_rate": st.just("auto") | SHARE,
     "training.lr_scheduler_type": st.sampled_from(["linear", "cosine", "constant", "cosine_with_restarts", "warmup_stable_decay"]),
     "training.learning_rates": st.dictionaries(NAMES, st.sampled_from([0.1, 0.5, 16.0]), max_size=2),
-    "training.warmup_ratio": SHARE,
+    "training.warmup_ratio": st.just("auto") | SHARE,
     "training.weight_decay": SHARE,
     "training.adam_beta1": SHARE,
     "training.adam_beta2": SHARE,
@@ -399,6 +411,8 @@ VALUES = {
 # Allowed beside some values of others only: each stands in a test of its own.
 CONDITIONAL = {"data.loss_on", "training.warmup_steps", "training.save_steps", "training.save_total_limit"}
 # Which checkpoint is the best is measured, and data.eval may be null here.
+CONDITIONAL |= {"evaluation.in_loop_rows", "evaluation.general", "evaluation.drift_weight", "data.replay", "data.replay_from"}
+CONDITIONAL |= {"evaluation.early_stopping_patience", "evaluation.early_stopping_threshold"}
 CONDITIONAL |= {f"training.{name}" for name in ("save_best", "metric_for_best_model", "greater_is_better", "keep_best", "load_best_model_at_end")}
 CONDITIONAL |= {f"training.{name}" for name in ("num_cycles", "decay_ratio", "decay_steps", "neftune_noise_alpha", "label_smoothing_factor")}
 # Sections that the method `lora` does not read, with a value for each of their settings.
@@ -572,6 +586,7 @@ def test_a_mistake_in_the_source_of_the_held_out_rows_is_named(load: Any) -> Non
     for eval_lines, said in (
         ("{path: t.csv, splitt: a}", "unknown setting 'splitt' in data.eval"),
         ("{path: t.csv, weight: 2}", "a weight has no effect"),
+        ("{path: t.csv, license: MIT}", "a license has no effect on rows that are held out"),
     ):
         with pytest.raises(ConfigError, match=said):
             load(f"data:\n  train: rows.jsonl\n  eval: {eval_lines}\n", head="model: m\n")

@@ -9,8 +9,14 @@ from xml.etree import ElementTree
 
 import pytest
 
+from luthier.diagnose.finding import Cure, Finding, keep
 from luthier.diagnose.report import write_report
+from luthier.diagnose.reproduce import reproduce
+from luthier.diagnose.run_charts import figures
+from luthier.diagnose.run_plots import write_plots
+from luthier.diagnose.samples import marked
 from luthier.records import Metric, Parity, Sample, Source
+from luthier.run_folder import write_scorecard
 
 HEADINGS = ["Before and after", "How it learned", "Sample answers", "What became of the rows", "Settings that were chosen"]
 HEADINGS += ["Exported models", "Settings as asked", "Environment"]
@@ -142,12 +148,118 @@ def test_a_ledger_that_does_not_add_up_is_not_hidden(run):
     assert "660 rows read are not 600 used + 22 set aside" in read(run).text
 
 
-def test_five_samples_side_by_side_and_their_common_beginning_once(run):
+def test_samples_side_by_side_and_their_common_beginning_once(run):
     text = read(run).text
     assert text.count("Split the address into its parts") == 1
-    assert [line for line in range(11, 18) if f"data/test.jsonl:{line}" in text] == [11, 12, 13, 14, 15]
+    assert [line for line in range(11, 18) if f"data/test.jsonl:{line}" in text] == [11, 12, 13, 14, 15, 16, 17]
     assert "The address is 3 Main Street in Reno, Nevada." in text
-    assert text.count("tuned: as expected") == 3
+    assert text.count("tuned: as expected") == 4
+    assert "2 more answers" in text
+
+
+def test_what_is_not_as_expected_is_marked_and_nothing_is_lost_by_it(run):
+    read(run)
+    page = run.report.read_text(encoding="utf-8")
+    assert re.search(r"<del>[^<]*unit[^<]*</del>", page), "the tuned model left the unit in the street"
+    assert "<ins>The" not in page, "another text altogether is not marked up"
+
+
+@pytest.mark.parametrize(
+    ("expected", "answer", "html"),
+    [
+        ("the city is Reno", "the city is Elko", "the city is <del>Reno</del><ins>Elko</ins>"),
+        ("one two three", "one two", "one two<del> three</del>"),
+        ("a < b & c", "a < b & d", "a &lt; b &amp; <del>c</del><ins>d</ins>"),
+        ("yes", "yes", "yes"),
+        ("yes", "an answer that shares nothing with it", "an answer that shares nothing with it"),
+    ],
+)
+def test_differences_word_by_word(expected, answer, html):
+    assert marked(expected, answer) == html
+
+
+def test_twenty_samples_at_most(run):
+    rows = [json.loads(line) for line in run.samples.read_text().splitlines()] * 4
+    lines = (json.dumps(row | {"source": {"file": "rows.jsonl", "line": number}}) + "\n" for number, row in enumerate(rows, 1))
+    run.samples.write_text("".join(lines))
+    assert [number for number in range(1, 29) if f"rows.jsonl:{number} " in read(run).text] == list(range(1, 21))
+
+
+def test_metrics_that_are_no_share_are_not_in_percent_and_lower_may_be_better(run, change):
+    before, after = Metric(31.5, 28.0, 35.0, 100), Metric(4.25, 4.0, 4.5, 100)
+    change(base={"perplexity": before}, tuned={"perplexity": after})
+    text = read(run).text
+    assert "perplexity fell from 31.5 to 4.25" in text
+    assert "95 %: 28 to 35, n = 100" in text
+
+
+def test_paired_differences_and_further_evaluations_have_their_place(run):
+    card = dataclasses.replace(
+        run.read_scorecard(), differences={"tuned": {"exact_match": Metric(0.68, 0.62, 0.74, 60)}}, costs={"tuned": {"seconds": 0.31, "price": None}}
+    )
+    run.write_scorecard(card)
+    (run.path / "evals" / "other-rows").mkdir(parents=True)
+    write_scorecard(run.path / "evals" / "other-rows" / "scorecard.json", run.read_scorecard())
+    text = read(run).text
+    assert "+68 points (+62 to +74)" in text
+    assert "0.31" in text
+    assert "Further evaluations" in text
+    assert "other-rows" in text
+
+
+def test_drift_metrics_in_the_loop_and_findings_are_shown(run):
+    run.add_base(20, {"exact_match": 0.1})
+    for step, kl in ((80, 0.02), (160, 0.05), (240, 0.3)):
+        run.add_evaluation(step, 0.3, {"exact_match": step / 300}, drift={"kl": kl, "general_loss": 3.1 + kl, "base_general_loss": 3.1})
+    cure = Cure("train for fewer epochs", {"training.num_train_epochs": 1})
+    keep(
+        run,
+        [Finding("overfitting", "warning", "overfitting", "held-out loss rises from step 120", "it learns rows by heart", [cure])],
+        {"slow_data": "reading was not timed"},
+    )
+    text = read(run).text
+    assert re.search(r"KL\(tuned \|\| base\), nats a token\s+0\.3000", text)
+    assert "the base has 3.1000: +0.3000" in text
+    assert "Exact match on held-out rows" in text
+    assert "held-out loss rises from step 120" in text
+    assert "training.num_train_epochs=1" in text
+    assert "1 check lacked evidence" in text
+    assert "reading was not timed" in text
+    names = [figure.name for figure in figures(run)]
+    assert names == ["loss", "learning_rate", "metric_exact_match", "drift_kl", "general_loss"]
+
+
+def test_judgments_of_models_and_people_are_shown(run):
+    rate = {"value": 0.61, "low": 0.5, "high": 0.72, "n": 40}
+    pairs = {"win_rate": rate, "length_controlled_win_rate": None, "counts": {"won": 20, "tied": 9}, "by_category": {"math": 0.5, "writing": 0.7}}
+    model = {"names": ["run", "base"], "judge": "a <judge>", "questions": 40, "pairs": pairs, "grades": None}
+    people = {"names": ["run", "base"], "raters": {"ann": 3, "ben": 3}, "win_rates": {"overall": rate}, "kappa": {"overall": 0.41}}
+    people |= {"kappa_of": "Cohen", "rated": 3, "pairs": 4, "equal": 1}
+    for name, result in (("a", model), ("b", people)):
+        (run.path / "judgments" / name).mkdir(parents=True)
+        (run.path / "judgments" / name / "result.json").write_text(json.dumps(result))
+    text = read(run).text
+    for words in (
+        "judged by a <judge>, 40 questions",
+        "50 to 72",
+        "20 won, 9 tied",
+        "writing",
+        "3 of 4 blind pairs rated by ann (3), ben (3)",
+        "0.41",
+    ):
+        assert words in text
+
+
+def test_plots_are_png_files_one_for_each_curve(run):
+    paths = write_plots(figures(run), run.path / "plots")
+    assert [path.name for path in paths] == ["loss.png", "learning_rate.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_how_to_do_it_again_names_versions_and_commands(run):
+    lines = reproduce(run)
+    assert "pip install torch==2.13.0" in lines
+    assert "luthier train config.yaml" in lines
 
 
 def test_what_was_planned_stands_beside_what_was_measured(run):

@@ -1,8 +1,11 @@
 import pytest
 
+from luthier.config.metric_names import check as check_name
 from luthier.config.settings import Settings
-from luthier.errors import DataError
-from luthier.evaluate.metrics import METRICS, check, exact_match, field_f1, score, valid_json
+from luthier.errors import ConfigError, DataError
+from luthier.evaluate.json_answers import exact_match, field_f1, valid_json
+from luthier.evaluate.metrics import MADE, METRICS, OF_ANSWERS, OF_MODEL, SUMMED, check, difference_in_words, in_words, score
+from luthier.records import Metric
 
 ADDRESS = '{"city": "Reno", "state": "NV", "zip": "89501"}'
 
@@ -106,5 +109,50 @@ def test_an_answer_too_few_is_never_overlooked():
 
 
 def test_the_settings_offer_exactly_the_metrics_that_exist():
-    offered = Settings.model_json_schema()["$defs"]["EvaluationSettings"]["properties"]["metrics"]["items"]["enum"]
-    assert set(offered) == set(METRICS)
+    offered = Settings.model_json_schema()["$defs"]["EvaluationSettings"]["properties"]["metrics"]["items"]["examples"]
+    assert set(offered) == {*METRICS, *MADE, *SUMMED, *OF_ANSWERS, *OF_MODEL}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("exact_mach", "nearest: exact_match"),
+        ("json_schema", "json_schema=FILE"),
+        ("rouge1=x", "takes nothing after it"),
+        ("regex=", "ends at its ="),
+        ("pass@0", "unknown metric"),
+    ],
+)
+def test_a_name_that_is_no_metric_is_refused_with_the_nearest(name, said):
+    with pytest.raises(ValueError, match=said):
+        check_name(name)
+
+
+def test_names_that_hold_something():
+    for name in ("regex=^a:b=c$", "json_schema=a/b.json", "pass@10", "my.metrics:mine", "metrics/mine.py:mine"):
+        assert check_name(name) == name
+
+
+def test_a_metric_of_ones_own_by_its_file(tmp_path):
+    (tmp_path / "mine.py").write_text("def half(expected, answer):\n    return 0.5 if answer else 1 / 0\n")
+    assert score("mine.py:half", ["a", "b"], ["a", "c"], tmp_path).value == 0.5
+    with pytest.raises(ConfigError, match=r"mine.py:half: ZeroDivisionError: .* for the answer ''"):
+        score("mine.py:half", ["a"], [""], tmp_path)
+    with pytest.raises(ConfigError, match="it cannot be imported"):
+        score("mine.py:third", ["a"], ["a"], tmp_path)
+
+
+def test_json_that_follows_a_schema(tmp_path):
+    (tmp_path / "schema.json").write_text('{"type": "object", "required": ["city"], "properties": {"zip": {"type": "string"}}}')
+    answers = [ADDRESS, '{"city": "Reno", "zip": 89501}', '{"zip": "1"}', "Reno"]
+    assert score("json_schema=schema.json", [""] * 4, answers, tmp_path).value == 0.25
+    (tmp_path / "none.json").write_text('{"type": "nothing"}')
+    for file, said in (("none.json", "is no JSON Schema"), ("missing.json", "cannot be read")):
+        with pytest.raises(ConfigError, match=said):
+            score(f"json_schema={file}", [""], [""], tmp_path)
+
+
+def test_values_are_shown_in_their_unit():
+    assert in_words("exact_match", Metric(0.973, 0.95, 0.99, 9)) == "97.3% (95-99)"
+    assert in_words("perplexity", Metric(12.41, 11.9, 13.0, 9)) == "12.4 (11.9 to 13)"
+    assert difference_in_words("exact_match", Metric(0.12, -0.01, 0.25, 9)) == "+12.0 (-1 to 25)"

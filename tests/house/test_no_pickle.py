@@ -11,6 +11,10 @@ BANNED_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve
 BANNED_CALLS = {"eval", "exec", "torch.load", "yaml.load", "os.system", "os.popen", "numpy.load", "np.load"}
 
 
+# What the sandbox is for: it runs a program after all rights were given up.
+SANDBOX = SOURCE / "evaluate" / "sandbox_inside.py"
+
+
 def dangers(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -32,7 +36,8 @@ def dangers_of_call(call: ast.Call) -> Iterator[str]:
 
 @pytest.mark.parametrize("file", sorted(SOURCE.rglob("*.py")), ids=lambda file: str(file.relative_to(SOURCE)))
 def test_nothing_that_runs_code_when_it_is_read(file: Path) -> None:
-    assert list(dangers(ast.parse(file.read_text(encoding="utf-8")))) == []
+    found = list(dangers(ast.parse(file.read_text(encoding="utf-8"))))
+    assert [one for one in found if file != SANDBOX or not one.endswith("exec(")] == []
 
 
 @pytest.mark.parametrize(

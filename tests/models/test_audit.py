@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from luthier.config.data import DataSettings
 from luthier.errors import ModelError
 from luthier.models import audit, find
 
@@ -95,11 +96,31 @@ def test_a_hub_id_is_asked_for_its_small_files_alone(folder: Path, monkeypatch: 
     assert not any("safetensors" in pattern for pattern in find.SMALL)
 
 
+def rows(*sources: dict[str, str]) -> list[dict[str, str]]:
+    return [{"source": "rows.jsonl", "license": "", "attribution": "", **source} for source in sources]
+
+
 def test_a_run_keeps_the_license_of_its_model_and_says_what_is_not_stated(folder: Path):
-    kept = audit.attribution("llama-3.2-1b-instruct", folder, ["rows.jsonl", "org/rows"], folder)
+    stated = {"source": "org/rows", "license": "cc-by-4.0", "attribution": "The authors of rows"}
+    kept = audit.attribution("llama-3.2-1b-instruct", folder, rows({}, stated), folder)
     assert (kept["model"]["license"], "Built with Llama" in kept["model"]["include"]) == ("llama3.2", True)
     assert any("700 million" in text for text in kept["model"]["asks_for"])
-    assert kept["rows"] == [{"source": "rows.jsonl", "license": "not stated"}, {"source": "org/rows", "license": "not stated"}]
+    assert [row["license"] for row in kept["rows"]] == ["not stated", "CC-BY-4.0"]
+    assert kept["rows"][1]["attribution"] == "The authors of rows"
+    assert kept["adapter"] is None
+
+
+def test_the_sources_are_those_of_the_settings_with_what_they_state():
+    data = DataSettings.model_validate(
+        {"train": ["a.jsonl", {"path": "b.jsonl", "license": "MIT", "attribution": "B"}], "replay": "5%", "replay_from": "c.jsonl"}
+    )
+    assert audit.sources(data) == [
+        {"source": "a.jsonl", "license": "", "attribution": ""},
+        {"source": "b.jsonl", "license": "MIT", "attribution": "B"},
+        {"source": "c.jsonl", "license": "", "attribution": ""},
+    ]
+    own = audit.sources(DataSettings.model_validate({"train": "a.jsonl", "replay": "5%"}))
+    assert [(row["source"], row["license"]) for row in own[1:]] == [("the general rows of Luthier (data.replay)", "CC0-1.0")]
 
 
 def test_a_model_that_states_nothing_or_nonsense_stops_no_run(folder: Path):
@@ -107,3 +128,22 @@ def test_a_model_that_states_nothing_or_nonsense_stops_no_run(folder: Path):
     (folder / "README.md").write_text("---\nlicense: [mit\n---\n")
     kept = audit.attribution("./mine", folder, [], folder)["model"]
     assert (kept["license"], "no YAML" in kept["notes"][0]) == ("not stated", True)
+
+
+def test_an_adapter_that_is_gone_on_from_brings_its_license_and_the_rows_of_its_run(folder: Path):
+    """A run that went on from a run that went on from another: the rows of all three are kept."""
+    first = folder / "first"
+    for name, source in (("first", "one.jsonl"), ("second", "two.jsonl")):
+        adapter = folder / name / "adapter"
+        adapter.mkdir(parents=True)
+        kept = audit.attribution("gemma-3-4b-it", folder, rows({"source": source}), folder, None if name == "first" else first / "adapter")
+        (folder / name / "environment.json").write_text(json.dumps({"licenses": kept}))
+    kept = audit.attribution("gemma-3-4b-it", folder, rows({"source": "three.jsonl"}), folder, folder / "second" / "adapter")
+    assert (kept["adapter"]["name"], kept["adapter"]["license"]) == (str(folder / "second"), "gemma")
+    assert [row["source"] for row in kept["adapter"]["rows"]] == ["one.jsonl", "two.jsonl"]
+
+
+def test_an_adapter_from_elsewhere_brings_what_its_folder_states(folder: Path):
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    kept = audit.attribution("gemma-3-4b-it", folder, [], folder, folder)
+    assert (kept["adapter"]["license"], kept["adapter"]["rows"]) == ("MIT", [])

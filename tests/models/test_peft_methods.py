@@ -28,7 +28,7 @@ from transformers import (
 
 from luthier.config.adapters import Ia3Settings
 from luthier.errors import ConfigError, ModelError
-from luthier.models import adapters, load, peft_methods
+from luthier.models import adapters, load, peft_methods, peft_types
 
 IDS = torch.arange(3, 40)[None]
 # Types whose fresh adapter leaves every logit as it was, in fp32 to the bit.
@@ -290,6 +290,6 @@ def test_saving_twice_gives_the_same_bytes(tiny_model: Path, tmp_path: Path) -> 
 def test_a_new_type_needs_no_code() -> None:
     """Every type of this PEFT is either run by its name or has a way out."""
     known = {kind.value for kind in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING}
-    assert set(peft_methods.known_types()) | peft_methods.ELSEWHERE.keys() == known
+    assert set(peft_methods.known_types()) | peft_types.ELSEWHERE.keys() == known
     # ADAMSS wants scikit-learn, which is not among the libraries of the tests.
     assert set(peft_methods.known_types()) - set(TYPES) == {"ADAMSS"}

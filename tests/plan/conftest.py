@@ -3,7 +3,7 @@
 import pytest
 
 from luthier.models.facts import ModelFacts
-from luthier.plan.choose import DataShape
+from luthier.plan.cost import DataShape
 from luthier.records import Machine
 
 

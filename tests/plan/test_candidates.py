@@ -99,7 +99,7 @@ CASES = {
     "research that wants to see the training data": Case(
         {"task": "reasoning", "rows": 10_000, "use": "research", "open_data": True},
         "a100-80gb",
-        ["olmo-2-32b-instruct", "qwen3-32b", "qwen2.5-32b-instruct"],
+        ["qwen3-32b", "olmo-2-32b-instruct", "qwen2.5-32b-instruct"],
         {"mixtral-8x7b-instruct": "GB may be taken"},
     ),
     "an old laptop": Case(

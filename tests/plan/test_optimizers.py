@@ -3,7 +3,7 @@
 import pytest
 
 from luthier.models.facts import ModelFacts
-from luthier.plan.choose import learning_rate
+from luthier.plan.hyperparameters import learning_rate
 from luthier.plan.memory import full_run_bytes
 
 

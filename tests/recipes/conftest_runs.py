@@ -55,7 +55,7 @@ def make_config(folder: Path, model: Path, rows: list[Any], *overrides: str) -> 
     """A settings file in `folder` beside its rows. `overrides` are section.name=value."""
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / "train.jsonl", rows)
-    text = f"model: {model}\ndata: {{train: train.jsonl, eval: null}}\nlora: {{r: 4, lora_alpha: 8}}\ndevice: cpu\n"
+    text = f"model: {model}\ndata: {{train: train.jsonl, eval: null}}\nlora: {{r: 4, lora_alpha: 8, lora_dropout: 0.0}}\ndevice: cpu\n"
     (folder / "luthier.yaml").write_text(text, encoding="utf-8")
     numbers = ["training.precision=fp32", "training.learning_rate=1e-2", "training.batch_size=4", "training.num_train_epochs=1"]
     return load_config(folder / "luthier.yaml", [*numbers, *overrides])

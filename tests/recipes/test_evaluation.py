@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest_runs import Listener, Write, chat_row, write_rows
@@ -15,7 +16,7 @@ from luthier.evaluate.questions import spread, with_examples
 from luthier.recipes import evaluation, sft
 from luthier.records import Turn
 from luthier.reporting import Silent
-from luthier.run_folder import RunFolder
+from luthier.run_folder import RunFolder, read_scorecard
 
 
 def training_rows(run: RunFolder) -> str:
@@ -29,6 +30,10 @@ def longest_answer(run: RunFolder) -> int:
 def set_evaluation(run: RunFolder, **values: object) -> None:
     settings = load_config(run.config).settings
     files.write_text(run.config, settings_to_yaml(settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update=values)})))
+
+
+def samples_of(run: RunFolder, name: str = "train") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.evals / name / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def bare_answers(model: Path, questions: list[list[Turn]], max_new_tokens: int) -> list[str]:
@@ -48,13 +53,18 @@ def test_the_tuned_model_knows_what_it_learned_and_the_base_does_not(copied: Run
     assert {name: metric.value for name, metric in scorecard.models["tuned"].items()} == {"exact_match": 1.0, "valid_json": 1.0, "field_f1": 1.0}
     assert scorecard.models["base"]["exact_match"].value == 0.0
     assert scorecard.models["tuned"]["exact_match"].n == 6
-    assert copied.read_scorecard() == scorecard
+    assert read_scorecard(copied.evals / "train" / "scorecard.json") == scorecard
+    gain = scorecard.differences["tuned"]["exact_match"]
+    assert (gain.value, gain.n) == (1.0, 6)
+    assert not copied.scorecard.exists(), "the run's own is of its held-out rows"
 
 
 def test_the_scorecard_has_its_frozen_shape(copied: RunFolder) -> None:
     evaluation.evaluate(copied)
     stored = json.loads(copied.scorecard.read_text(encoding="utf-8"))
-    assert stored.keys() == {"schema", "models", "decoding", "data"}
+    assert stored.keys() == {"schema", "models", "decoding", "data", "differences", "costs"}
+    assert stored["differences"].keys() == {"tuned"}
+    assert stored["costs"]["tuned"].keys() == {"seconds_per_answer", "tokens_per_answer", "prompt_tokens_per_question", "price_per_answer"}
     assert stored["models"]["tuned"]["exact_match"].keys() == {"value", "low", "high", "n"}
     assert stored["data"] == {"source": "held-out rows of the run", "rows": 2, "base_rows": 2}
     assert stored["decoding"] == {"strategy": "greedy", "max_new_tokens": longest_answer(copied), "precision": "fp32"}
@@ -64,18 +74,18 @@ def test_the_scorecard_has_its_frozen_shape(copied: RunFolder) -> None:
 def test_the_bases_column_is_what_the_bare_base_answers(copied: RunFolder, tiny_model: Path) -> None:
     """The adapter is switched off, not only scaled down."""
     evaluation.evaluate(copied, data=training_rows(copied))
-    samples = [json.loads(line) for line in copied.samples.read_text(encoding="utf-8").splitlines()]
+    samples = samples_of(copied)
     expected = bare_answers(tiny_model, asked(copied), longest_answer(copied))
     assert [sample["answers"]["base"] for sample in samples] == expected[: len(samples)]
     assert [sample["answers"]["tuned"] for sample in samples] == [sample["expected"] for sample in samples]
-    assert len(samples) == 5
+    assert len(samples) == 6
 
 
 def test_the_base_is_also_asked_with_examples(copied: RunFolder, tiny_model: Path) -> None:
     set_evaluation(copied, shots=2)
     scorecard = evaluation.evaluate(copied, data=training_rows(copied))
     assert list(scorecard.models) == ["base", "base_2shot", "tuned"]
-    samples = [json.loads(line) for line in copied.samples.read_text(encoding="utf-8").splitlines()]
+    samples = samples_of(copied)
     config = load_config(copied.config)
     rows = evaluation.prepare.load_rows(config.settings.data, config.file.parent, 0).train
     examples = spread(rows, 2)
@@ -100,7 +110,7 @@ def test_fewer_rows_can_be_asked_and_fewer_of_the_base(copied: RunFolder) -> Non
     assert {name: row["exact_match"].n for name, row in scorecard.models.items()} == {"base": 3, "tuned": 5}
     assert scorecard.data["rows"] == 5
     assert scorecard.data["base_rows"] == 3
-    assert len(copied.samples.read_text(encoding="utf-8").splitlines()) == 3
+    assert len(samples_of(copied)) == 3
 
 
 def test_a_second_evaluation_gives_the_same_numbers(copied: RunFolder) -> None:

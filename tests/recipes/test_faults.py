@@ -418,15 +418,18 @@ def test_a_library_holds_what_metrics_jsonl_holds(name: str, write: Write, monke
     monkeypatch.setattr("sys.argv", ["luthier", "train", "--token=sk-canary-4242"])
     write_rows(write(ROWS).file.parent / "eval.jsonl", [chat_row(place) for place in range(20, 22)])
     listener = Listener()
-    run = sft.fit(write(ROWS, f"report_to=[{name}]", "data.eval=eval.jsonl", "evaluation.every_steps=4", *EIGHT), listener)
+    counts = ["evaluation.in_loop_rows=2", "evaluation.max_new_tokens=4", "evaluation.metrics=[exact_match, valid_json]"]
+    run = sft.fit(write(ROWS, f"report_to=[{name}]", "data.eval=eval.jsonl", "evaluation.every_steps=4", *counts, *EIGHT), listener)
     assert not [line for line in listener.lines if line.startswith(f"{name}:")]
     found = LIBRARIES[name](run)
     for kind, prefix in (("train", "train"), ("eval", "eval")):
         for row in run.read_metrics(kind):
             for key in set(row) - {"kind", "step", "metrics", "drift"}:
                 assert found[f"{prefix}/{key}"][row["step"]] == pytest.approx(row[key], rel=1e-6), key
+            for key, value in [*row.get("metrics", {}).items(), *((f"drift/{key}", value) for key, value in row.get("drift", {}).items())]:
+                assert found[f"{prefix}/{key}"][row["step"]] == pytest.approx(value, rel=1e-6), key
     assert len(found["train/loss"]) == 8
-    assert len(found["eval/loss"]) == 2
+    assert len(found["eval/loss"]) == len(found["eval/base/exact_match"]) == len(found["eval/drift/kl"]) == 2
     for file in run.path.parent.rglob("*"):
         assert not file.is_file() or b"sk-canary-4242" not in file.read_bytes(), file
 

@@ -85,6 +85,7 @@ def test_a_merge_without_the_adapter_does_not_pass(copied: RunFolder, monkeypatc
 def test_the_adapter_is_exported_in_pefts_format(copied: RunFolder, tmp_path: Path) -> None:
     folder, parity = handover.export(copied, "adapter", folder=tmp_path / "adapter")
     assert sorted(path.name for path in folder.iterdir()) == [
+        "NOTICE",
         "adapter_config.json",
         "adapter_model.safetensors",
         "chat_template.jinja",

@@ -141,7 +141,7 @@ def adapter_of_peft(folder: Path, model: Path) -> Path:
 
 def without_lora(config: Any, *overrides: str) -> Any:
     """The same settings with no word about LoRA."""
-    config.file.write_text(config.file.read_text(encoding="utf-8").replace("lora: {r: 4, lora_alpha: 8}\n", ""), encoding="utf-8")
+    config.file.write_text(config.file.read_text(encoding="utf-8").replace("lora: {r: 4, lora_alpha: 8, lora_dropout: 0.0}\n", ""), encoding="utf-8")
     return load_config(config.file, ["training.precision=fp32", "training.learning_rate=1e-2", "training.batch_size=4", *overrides])
 
 

@@ -186,7 +186,7 @@ def test_onto_needs_a_quantized_base(copied: RunFolder) -> None:
 def test_what_cannot_be_merged_is_refused_before_a_model_is_loaded(method: str, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunFolder(write(ROWS).file.parent)
     text = (run.path / "luthier.yaml").read_text(encoding="utf-8")
-    run.config.write_text(text.replace("lora: {r: 4, lora_alpha: 8}", f"method: {method}"), encoding="utf-8")
+    run.config.write_text(text.replace("lora: {r: 4, lora_alpha: 8, lora_dropout: 0.0}", f"method: {method}"), encoding="utf-8")
     monkeypatch.setattr(opening, "open_trained", None)
     with pytest.raises(CallError, match=rf"method: {method} cannot be merged[\s\S]*--to adapter"):
         handover.export(run, "merged")

@@ -64,7 +64,8 @@ def test_the_run_folder_holds_what_the_design_says(write: Write) -> None:
     run = sft.fit(write(rows, "data.eval=eval.jsonl", "training.save_steps=2", *EIGHT))
     names = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file() and path.parent.parent != run.checkpoints}
     assert names == {
-        *("config.yaml", "environment.json", "plan.json", "contract.json", "metrics.jsonl", "log.txt", "report.html"),
+        *("config.yaml", "environment.json", "plan.json", "contract.json", "metrics.jsonl", "log.txt"),
+        *("report.html", "model_card.md", "findings.json"),
         *("data/ledger.json", "data/rejected.jsonl", "data/eval.jsonl", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
         *("adapter/luthier.json", "adapter/chat_template.jinja", "adapter/tokenizer.json", "adapter/tokenizer_config.json"),
     }
@@ -367,7 +368,7 @@ def test_init_from_takes_the_form_of_the_old_adapter(write: Write) -> None:
     with pytest.raises(ConfigError, match=r"lora\.r is 8 and the adapter in .* was made with 4"):
         sft.fit(write(ROWS, f"init_from={old.path}", "lora.r=8"))
     config = write(ROWS, f"init_from={old.path}")
-    text = config.file.read_text(encoding="utf-8").replace("lora: {r: 4, lora_alpha: 8}\n", "")
+    text = config.file.read_text(encoding="utf-8").replace("lora: {r: 4, lora_alpha: 8, lora_dropout: 0.0}\n", "")
     config.file.write_text(text, encoding="utf-8")
     new = sft.fit(load_config(config.file, [f"init_from={old.path}", "training.batch_size=4", "training.num_train_epochs=1"]))
     assert load_config(new.config).settings.lora == load_config(old.config).settings.lora

@@ -125,7 +125,12 @@ def test_the_worst_update_is_tried_once_and_changes_nothing(write: Write, luthie
     assert said[0] == said[1] != []
     assert len(list((luthier_home / "trials").iterdir())) == 1
     assert runs[0].read_metrics("train")[-1]["loss"] == runs[1].read_metrics("train")[-1]["loss"]
-    assert re.search(r"took [\d.]+ GB \([\d.]+ GB predicted for the run\) and [\d.]+ s", runs[0].log.read_text())
+    said_in_log = r"took [\d.]+ GB \([\d.]+ GB predicted for the run\)(, with \d+ held-out rows measured)?, and [\d.]+ s \([\d.]+ s predicted\)"
+    assert re.search(said_in_log, runs[0].log.read_text())
+    measured, planned = (json.loads(runs[0].plan.read_text())[name] for name in ("measured", "memory_bytes"))
+    assert measured["predicted_bytes"] == sum(planned.values())
+    assert measured["evaluation_peak_bytes"] >= measured["peak_bytes"] > 0
+    assert measured["seconds"] > 0 < measured["predicted_seconds"]
 
 
 def test_the_log_says_when_the_first_update_began(write: Write) -> None:

@@ -18,6 +18,7 @@ from luthier.recipes.trainer_script import write_trainer_script
 from luthier.reporting import Silent
 
 RESOLVED = ["training.batch_size=4", "training.learning_rate=1e-2", "training.precision=fp32", "data.max_length=256", "device=cpu"]
+RESOLVED += ["lora.lora_dropout=0"]
 RAGGED = {
     "messages": [
         {"role": "user", "content": "Hi"},

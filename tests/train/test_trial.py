@@ -81,3 +81,25 @@ def test_another_error_stays_what_it_is(engine: Engine, examples: list[Tokenized
     monkeypatch.setattr(engine, "forward_backward", fail)
     with pytest.raises(RuntimeError, match="mat1"):
         trial.measure(engine, examples[:2], tmp_path / "one.json")
+
+
+def test_the_worst_evaluation_is_tried_too(engine: Engine, examples: list[TokenizedExample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation = trial.worst_evaluation(examples, answers=2)
+    lengths = [row.tokens for row in evaluation.rows]
+    assert lengths == sorted(lengths, reverse=True)
+    assert len(lengths) == min(trial.HELD_OUT_ROWS, len(examples))
+    asked: list[list[int]] = []
+    answer = engine.answer
+    monkeypatch.setattr(engine, "answer", lambda prompts, **more: asked.extend(prompts) or answer(prompts, **more))
+    measured = trial.measure(engine, examples[:2], tmp_path / "one.json", None, evaluation)
+    assert asked == [row.token_ids[: row.trained.index(True)] for row in evaluation.rows[:2]]
+    assert measured.held_out_rows == len(lengths)
+    assert measured.evaluation_seconds > 0
+    assert measured.evaluation_peak_bytes >= measured.peak_bytes
+    assert f"with {len(lengths)} held-out rows measured" in measured.line(2 * 10**9, 1.5)
+    assert "(2 GB predicted for the run)" in measured.line(2 * 10**9, 1.5)
+    assert "(1.5 s predicted)" in measured.line(2 * 10**9, 1.5)
+    without = trial.measure(engine, examples[:2], tmp_path / "two.json")
+    assert (without.held_out_rows, without.evaluation_seconds) == (0, 0.0)
+    names = {trial.trial_file(tmp_path, {}, examples[:2], one) for one in (evaluation, trial.NOTHING, trial.worst_evaluation(examples, answers=1))}
+    assert len(names) == 3

@@ -10,7 +10,27 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from luthier.cli import data, demo, machine, making, merging, models, project, runs, tokenizers, training, verifying
+from luthier.cli import (
+    comparing,
+    data,
+    demo,
+    diagnosing,
+    evaluating,
+    judging,
+    machine,
+    making,
+    merging,
+    models,
+    planning,
+    project,
+    runs,
+    serving,
+    sweeping,
+    tokenizers,
+    training,
+    verifying,
+    watching,
+)
 from luthier.errors import LuthierError, MachineError, is_shortage
 from luthier.stopping import EndedAtOnce, ending_on_signals
 from luthier.version import VERSION
@@ -23,11 +43,18 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "demo": (demo.demo, "Start"),
     "init": (project.init, "Start"),
     "doctor": (machine.doctor, "Start"),
-    "plan": (training.plan, "Train"),
+    "plan": (planning.plan, "Train"),
     "verify": (verifying.verify, "Train"),
     "train": (training.train, "Train"),
-    "eval": (training.evaluate, "After training"),
+    "sweep": (sweeping.sweep, "Train"),
+    "watch": (watching.watch, "Train"),
+    "eval": (evaluating.evaluate, "After training"),
+    "judge": (judging.judge, "After training"),
+    "compare": (comparing.compare, "After training"),
+    "report": (comparing.report, "After training"),
+    "diagnose": (diagnosing.diagnose, "After training"),
     "chat": (training.chat, "After training"),
+    "serve": (serving.serve, "After training"),
     "export": (training.export, "After training"),
     "merge": (merging.merge, "After training"),
 }

@@ -1,5 +1,6 @@
 """luthier doctor."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,21 +9,23 @@ from luthier.cli.terminal import Terminal, print_json
 
 
 def doctor(
+    config: Annotated[Path | None, typer.Argument(help="Also say whether the run of this luthier.yaml fits.", show_default=False)] = None,
     network: Annotated[bool, typer.Option(help="Also ask the model hub.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Examine this machine: libraries, devices, disk, number formats.
+    """Examine this machine: libraries, driver, devices, number formats, memory, disk.
 
-    Example: luthier doctor
+    Example: luthier doctor luthier.yaml
     """
+    from luthier.config.load import load_config
     from luthier.recipes.doctor import examine
 
-    findings = examine(network=network)
+    findings = examine(load_config(config) if config else None, network=network)
     if as_json:
-        print_json([{"status": one.status, "subject": one.subject, "seen": one.seen, "mend": one.mend} for one in findings])
+        print_json([{"status": one.status, "subject": one.subject, "seen": one.seen, "mend": one.mend, "details": one.details} for one in findings])
     else:
         terminal = Terminal()
         for one in findings:
-            terminal.say(f"{one.status:<8} {one.subject:<16} {one.seen}" + (f"\n{'':<25} Try: {one.mend}" if one.mend else ""))
+            terminal.say(f"{one.status:<8} {one.subject:<18} {one.seen}" + (f"\n{'':<27} Try: {one.mend}" if one.mend else ""))
     if any(one.status == "error" for one in findings):
         raise typer.Exit(1)

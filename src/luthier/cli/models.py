@@ -1,11 +1,11 @@
-"""luthier models list | show | fetch, and luthier cache ls | clean."""
+"""luthier models list | show | fetch (choose, audit and bench have files of their own), and luthier cache ls | clean."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from luthier.cli import choosing
+from luthier.cli import benching, choosing
 from luthier.cli.terminal import Terminal, print_json
 from luthier.errors import CallError
 
@@ -126,5 +126,5 @@ def cache_clean(
     Terminal().say(f"freed {freed / 1e6:,.0f} MB")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"list": list_models, "show": show, **choosing.COMMANDS, "fetch": fetch}
+COMMANDS: dict[str, Callable[..., None]] = {"list": list_models, "show": show, **choosing.COMMANDS, **benching.COMMANDS, "fetch": fetch}
 CACHE_COMMANDS: dict[str, Callable[..., None]] = {"ls": cache_list, "clean": cache_clean}

@@ -5,28 +5,45 @@ import json
 import sys
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from luthier.records import Metric, Scorecard
-from luthier.reporting import Bar
+from luthier.reporting import NO_NUMBERS, Bar
 
 # A piped bar says how far it is this often.
 QUIET_SECONDS = 30
 
 
 class _RichBar:
+    """A bar, and below it the numbers that were told last, which take the place of the words beside it."""
+
     def __init__(self, progress: Progress, task: Any) -> None:
         self._progress, self._task = progress, task
+        self._numbers: Mapping[str, str] = NO_NUMBERS
 
-    def advance(self, done: int, text: str = "") -> None:
-        self._progress.update(self._task, completed=done, detail=text)
+    def advance(self, done: int, text: str = "", numbers: Mapping[str, str] = NO_NUMBERS) -> None:
+        self._numbers = numbers
+        self._progress.update(self._task, completed=done, detail="" if numbers else text)
+
+    def view(self) -> Group:
+        return Group(self._progress.get_renderable(), *([numbers_table(self._numbers)] if self._numbers else []))
+
+
+def numbers_table(numbers: Mapping[str, str]) -> Table:
+    """Names and numbers, a line each, without a frame."""
+    table = Table.grid(padding=(0, 2))
+    for name, number in numbers.items():
+        table.add_row(Text(f"  {name}"), Text(number))
+    return table
 
 
 class _PlainBar:
@@ -34,7 +51,7 @@ class _PlainBar:
         self._terminal, self._title, self._total = terminal, title, total
         self._said = time.monotonic()
 
-    def advance(self, done: int, text: str = "") -> None:
+    def advance(self, done: int, text: str = "", numbers: Mapping[str, str] = NO_NUMBERS) -> None:
         if time.monotonic() - self._said > QUIET_SECONDS:
             self._said = time.monotonic()
             self._terminal.say(f"{self._title}: {done}/{self._total}  {text}".rstrip())
@@ -57,8 +74,10 @@ class Terminal:
             yield _PlainBar(self, title, total)
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[detail]}"))
-        with Progress(*columns, console=self.console, transient=True) as progress:
-            yield _RichBar(progress, progress.add_task(title, total=total, detail=""))
+        progress = Progress(*columns, console=self.console)
+        bar = _RichBar(progress, progress.add_task(title, total=total, detail=""))
+        with Live(console=self.console, transient=True, get_renderable=bar.view):
+            yield bar
 
     def table(self, columns: list[str], rows: list[list[str]], title: str = "") -> None:
         if not self.console.is_terminal:
@@ -80,15 +99,25 @@ class Terminal:
             self.say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
     def scorecard(self, scorecard: Scorecard) -> None:
-        names = list(next(iter(scorecard.models.values())))
+        from luthier.evaluate.metrics import difference_in_words, in_words
+
+        names = list(dict.fromkeys(name for metrics in scorecard.models.values() for name in metrics))
+
+        def cells(metrics: dict[str, Metric], words: Callable[[str, Metric], str] = in_words) -> list[str]:
+            return [words(name, metrics[name]) if name in metrics else "" for name in names]
+
         rows = [
-            [model, *(_in_words(metrics[name]) for name in names), str(next(iter(metrics.values())).n)] for model, metrics in scorecard.models.items()
+            [model, *cells(metrics), str(max((metric.n for metric in metrics.values()), default=0))] for model, metrics in scorecard.models.items()
         ]
         self.table(["model", *names, "rows"], rows, title="mean over held-out rows (95 % interval)")
-
-
-def _in_words(metric: Metric) -> str:
-    return f"{metric.value:.1%} ({100 * metric.low:.0f}-{100 * metric.high:.0f})"
+        if scorecard.differences:
+            first = next(iter(scorecard.models))
+            rows = [[model, *cells(metrics, difference_in_words)] for model, metrics in scorecard.differences.items()]
+            self.table(["model", *names], rows, title=f"less {first}, row by row (95 % interval; points of percent where it is a share)")
+        shown = {model: cost for model, cost in scorecard.costs.items() if cost["price_per_answer"] is not None or len(scorecard.costs) > 3}
+        for model, cost in shown.items():
+            price = "" if cost["price_per_answer"] is None else f", price {cost['price_per_answer']:.3g}"
+            self.say(f"{model}: {cost['seconds_per_answer']:.2f} s and {cost['tokens_per_answer']:.0f} tokens an answer{price}")
 
 
 def print_json(value: Any) -> None:

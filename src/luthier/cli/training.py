@@ -1,4 +1,4 @@
-"""luthier plan | train | eval | chat | export."""
+"""luthier train | chat | export."""
 
 import sys
 from enum import StrEnum
@@ -32,26 +32,6 @@ class Precision(StrEnum):
 class Onto(StrEnum):
     trained = "trained"
     original = "original"
-
-
-def plan(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
-    """What a run would do and cost here: every auto with its reason, memory, time.
-
-    Example: luthier plan my-project/luthier.yaml
-    """
-    from luthier.config.load import load_config
-    from luthier.recipes.planning import make_plan
-
-    terminal = Terminal(quiet=as_json)
-    loaded = load_config(config, overrides)
-    for note in loaded.notes:
-        terminal.say(note)
-    found = make_plan(loaded, terminal)
-    if as_json:
-        print_json(found.as_json())
-        return
-    for line in found.lines():
-        terminal.say(line)
 
 
 def train(
@@ -107,28 +87,6 @@ def with_run_to_resume(arguments: list[str]) -> list[str]:
         "--resume=" if argument == "--resume" and (after.startswith("-") or ("=" in after and not run_folder.is_run(after))) else argument
         for argument, after in zip(arguments, following, strict=True)
     ]
-
-
-def evaluate(
-    run: RunName,
-    data: Annotated[str | None, typer.Option(help="A file of rows to ask, instead of those held out.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Base beside tuned on held-out rows, with 95 % intervals.
-
-    Example: luthier eval last
-    """
-    folder = run_folder.open_run(run)
-    terminal = Terminal(quiet=as_json)
-    with heavy_imports():
-        from luthier.recipes import evaluation
-
-    scorecard = evaluation.evaluate(folder, terminal, data=data)
-    if as_json:
-        print_json(scorecard)
-        return
-    terminal.scorecard(scorecard)
-    terminal.say(f"report: {folder.report}")
 
 
 def chat(

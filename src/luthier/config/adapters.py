@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from luthier.config.section import Section, Text
+from luthier.config.section import Auto, Section, Text
 
 
 def check_expression(text: str) -> str:
@@ -25,9 +25,15 @@ Targets = Expression | Annotated[list[Text], Field(min_length=1)]
 class LoraSettings(Section):
     """Low-rank adapters (Hu 2021, arXiv:2106.09685), read by lora, dora and qlora."""
 
-    r: int = Field(16, ge=1, le=1024, description="rank: the width of the adapter; memory grows in step with it")
-    lora_alpha: float = Field(32, gt=0, description="scale: the adapter's output is multiplied by lora_alpha / r")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapter's inputs that are dropped in training")
+    r: Annotated[int, Field(ge=1, le=1024)] | Auto = Field(
+        "auto", description="rank: the width of the adapter; memory grows in step with it; auto goes by plan.domain and the number of rows"
+    )
+    lora_alpha: Annotated[float, Field(gt=0)] | Auto = Field(
+        "auto", description="scale: the adapter's output is multiplied by lora_alpha / r; auto: twice r, at most 64 up to r: 64"
+    )
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] | Auto = Field(
+        "auto", description="share of the adapter's inputs that are dropped in training; auto: less with more rows, none where rows share a prefix"
+    )
     target_modules: Targets = Field(
         "all-linear", description="layers that get an adapter: all-linear, names ([q_proj, v_proj]), or a regular expression for whole names"
     )
@@ -47,6 +53,18 @@ class LoraSettings(Section):
     modules_to_save: list[Text] = Field(
         [], description="tables trained and saved whole: [embed_tokens, lm_head], which another tokenizer needs; many times the adapter's size"
     )
+
+    @property
+    def numbers(self) -> tuple[int, float, float]:
+        """r, lora_alpha and lora_dropout. Where no plan has filled an auto: 16, alpha_of(r) and 0."""
+        r = 16 if self.r == "auto" else self.r
+        alpha = alpha_of(r) if self.lora_alpha == "auto" else self.lora_alpha
+        return r, alpha, 0.0 if self.lora_dropout == "auto" else self.lora_dropout
+
+
+def alpha_of(r: int) -> float:
+    """lora_alpha that goes with a rank: twice as much up to 32, then 64, and never less than r, so that the scale is 2 to 1."""
+    return float(min(2 * r, max(64, r)))
 
 
 class QloraSettings(Section):

@@ -34,6 +34,8 @@ class SourceSettings(Section):
     split: Text | None = Field(None, description="the split of a hub data set, or the key of a .json file that holds several lists")
     name: Text | None = Field(None, description="the configuration of a hub data set")
     revision: Text | None = Field(None, description="the version of a hub data set: a commit, a tag or a branch")
+    license: Text | None = Field(None, description="the license of its rows, such as CC-BY-4.0: kept with the run, and in NOTICE at export")
+    attribution: Text | None = Field(None, description="whom to name for its rows: authors, title, address")
 
 
 class DataSettings(Section):
@@ -71,6 +73,18 @@ class DataSettings(Section):
         "assistant", description="what is trained: every answer, the last one, or every token"
     )
 
+    replay: Text | None = Field(
+        None, description="general rows mixed into the training rows against forgetting, as a share of their number (10%); null: none"
+    )
+    replay_from: Text | None = Field(None, description="the file that replay takes its rows from; null: rows that come with Luthier")
+
+    @field_validator("replay")
+    @classmethod
+    def _is_a_share(cls, value: str | None) -> str | None:
+        if value is not None and not (value.endswith("%") and _is_share(value[:-1])):
+            raise ValueError("a share is expected, above 0% and at most 100%, such as 10%")
+        return value
+
     @field_validator("eval")
     @classmethod
     def _is_a_share_or_a_source(cls, value: str | SourceSettings | None) -> str | SourceSettings | None:
@@ -78,6 +92,8 @@ class DataSettings(Section):
             raise ValueError("a share should be above 0% and at most 100%; null holds nothing out")
         if isinstance(value, SourceSettings) and value.weight != 1:
             raise ValueError("a weight has no effect on rows that are held out")
+        if isinstance(value, SourceSettings) and (value.license or value.attribution):
+            raise ValueError("a license has no effect on rows that are held out: nothing of them is passed on")
         return value
 
     @property
@@ -92,6 +108,11 @@ class DataSettings(Section):
         if isinstance(self.eval, SourceSettings) or self.eval is None:
             return self.eval
         return None if self.eval.endswith("%") else SourceSettings(path=self.eval)
+
+    @property
+    def replay_share(self) -> float:
+        """Replayed rows for each training row, 0 to 1."""
+        return float(self.replay[:-1]) / 100 if self.replay else 0.0
 
     @property
     def eval_share(self) -> float:

@@ -21,7 +21,10 @@ from luthier.config.settings import Settings
 from luthier.errors import ConfigError
 
 # Settings that name a file or a folder.
-PATHS = {"data.train", "data.eval", "model", "template", "tokenizer.path", "init_from", "output_dir", "checks.json_schema"}
+PATHS = {
+    *("data.train", "data.eval", "data.replay_from", "evaluation.general", "model", "template", "tokenizer.path", "init_from", "output_dir"),
+    "checks.json_schema",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class Config:
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML file and apply `section.name=value` overrides. Raises ConfigError with file, line and the nearest key."""
     file = Path(path)
-    tree, places = _read(file)
+    tree, places = read_tree(file)
     for override in overrides or []:
         _override(tree, places, override)
     notes: list[str] = []
@@ -61,7 +64,8 @@ def settings_to_yaml(settings: Settings) -> str:
     return buffer.getvalue()
 
 
-def _read(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def read_tree(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """A YAML file as plain values, and file:line of every dotted name in it."""
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
@@ -285,7 +289,7 @@ def _first_mistake(error: ValidationError, places: dict[str, str], file: Path) -
     if _is_section(name):
         problem = f"{name} is {_spelled(mistake['input'])}, and a section is expected: lines of `name: value`"
         return ConfigError(problem, where=where, next_step=f"for example {_first_of(name).replace('.', ': {')}: ...}}")
-    meaning = f"{name}: {_field(name).description}"
+    meaning = f"{name}: {setting_field(name).description}"
     messages = [_in_words(other) for other in mistakes if other["loc"][: len(path)] == mistake["loc"][: len(path)]]
     return ConfigError(f"{name} is {_spelled(mistake['input'])}: {' or '.join(dict.fromkeys(messages))}", where=where, next_step=meaning)
 
@@ -295,10 +299,7 @@ def _mistake_in_source(mistake: Any, name: str, where: str) -> ConfigError:
     key, numbers = mistake["loc"][-1], [part for part in mistake["loc"] if isinstance(part, int)]
     item, known = (f"{name}[{numbers[0]}]" if numbers else name), list(SourceSettings.model_fields)
     if mistake["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, known, n=1)
-        return ConfigError(
-            f"unknown setting {key!r} in {item}", where=where, next_step=f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-        )
+        return ConfigError(f"unknown setting {key!r} in {item}", where=where, next_step=closest(key, known))
     if mistake["type"] == "missing":
         return ConfigError(f"{item} has no {key}", where=where, next_step=f"add {key}: ... (known are {', '.join(known)})")
     meaning = SourceSettings.model_fields[key].description if key in known else "our name of a column -> its name in this source"
@@ -326,6 +327,12 @@ def _in_words(mistake: Any) -> str:
         return "should not be empty"
     text: str = mistake["msg"]
     return text.removeprefix("Input ").removeprefix("Value error, ")
+
+
+def closest(key: str, known: list[str]) -> str:
+    """The next step where a key is unknown: the one that is most like it, or all that there are."""
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
 
 
 def _nearest(name: str) -> str:
@@ -363,17 +370,18 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 
 
 def _is_section(name: str) -> bool:
-    field = _field(name)
+    field = setting_field(name)
     return field is not None and _section(field.annotation) is not None
 
 
 def _takes_map(name: str) -> bool:
     """Whether a setting is a map of its own (data.columns) rather than a section of settings."""
-    field = _field(name)
+    field = setting_field(name)
     return field is not None and get_origin(field.annotation) is dict
 
 
-def _field(name: str) -> Any:
+def setting_field(name: str) -> Any:
+    """Pydantic's field of a dotted name; None where there is no such setting."""
     model: type[BaseModel] | None = Settings
     field = None
     for part in name.split("."):
@@ -418,7 +426,7 @@ def _check_together(settings: Settings, places: Mapping[str, str], file: Path) -
     training = settings.training
     if "training.warmup_steps" in places and training.warmup_steps is not None and "training.warmup_ratio" in places:
         refuse("training.warmup_steps", "warmup_steps and warmup_ratio both say how long the rate rises", "keep one of the two")
-    if settings.lora.lora_dropout and training.share_prefixes and "training.share_prefixes" in places:
+    if settings.lora.numbers[2] and training.share_prefixes and "training.share_prefixes" in places:
         refuse(
             "training.share_prefixes",
             "a shared prefix has one dropout mask for all rows, so nothing is shared beside lora_dropout",

@@ -39,7 +39,7 @@ ROWS = {"dpo": "preference", "orpo": "preference", "simpo": "preference", "kto":
 # What the held-out rows give beside the loss, by TRL's names.
 _SIDES = ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected")
 MEASURED = {
-    "sft":   (),
+    "sft":   ("perplexity",),
     "dpo":   (*_SIDES, "rewards/accuracies"),
     "orpo":  (*_SIDES, "rewards/accuracies"),
     "simpo": (*_SIDES, "rewards/accuracies"),

@@ -18,6 +18,8 @@ from luthier.config.adapters import (
 )
 from luthier.config.checks import CheckSettings
 from luthier.config.data import DataSettings
+from luthier.config.intent import PlanSettings
+from luthier.config.metric_names import MetricName
 from luthier.config.preference import Objective, PreferenceSettings
 from luthier.config.section import Auto, Section, Size, Text
 
@@ -39,7 +41,9 @@ class TrainingSettings(Section):
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] | Auto = Field(
         "auto", description="examples per update, over all devices; how it is cut is the engine's business"
     )
-    num_train_epochs: float = Field(3, gt=0, le=1_000_000, description="passes over the training rows")
+    num_train_epochs: Annotated[float, Field(gt=0, le=1_000_000)] | Auto = Field(
+        "auto", description="passes over the training rows; auto: fewer with more rows"
+    )
     max_steps: int | None = Field(None, ge=1, le=1_000_000_000, description="stop after this many updates, whatever num_train_epochs says")
     learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = Field("auto", description="peak rate, after warm-up")
     learning_rates: dict[Expression, Annotated[float, Field(gt=0)]] = Field(
@@ -51,7 +55,9 @@ class TrainingSettings(Section):
     num_cycles: int = Field(1, ge=1, description="how often cosine_with_restarts goes down")
     decay_ratio: float = Field(0.1, gt=0, le=1, description="share of the updates in which warmup_stable_decay falls, at the end of the run")
     decay_steps: int | None = Field(None, ge=1, description="updates in which warmup_stable_decay falls; used instead of decay_ratio")
-    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of the updates in which the rate rises")
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | Auto = Field(
+        "auto", description="share of the updates in which the rate rises; auto: 0.03, and 0.1 for preference tuning"
+    )
     warmup_steps: int | None = Field(None, ge=0, description="updates in which the rate rises; used instead of warmup_ratio")
     weight_decay: float = Field(0.0, ge=0, description="the optimizer's decay of what is trained, but for norms, biases and other vectors")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment, and Lion's")
@@ -117,8 +123,14 @@ class TrainingSettings(Section):
     save_minutes: float | None = Field(None, gt=0, description="also write a checkpoint so many minutes after the last one; null: not by time")
     save_total_limit: int = Field(2, ge=1, description="checkpoints that are kept, the newest; the best are kept beside them")
     save_best: bool = Field(False, description="also write a checkpoint where a measurement of the held-out rows is among the best so far")
-    metric_for_best_model: Text = Field("loss", description="the held-out number that says which is best: loss, or one of the objective's")
-    greater_is_better: bool | None = Field(None, description="whether a greater metric_for_best_model is better; null: true but for loss and kl")
+    metric_for_best_model: Text = Field(
+        "loss",
+        description="the held-out number that says which is best: loss, one of the objective's (sft: perplexity), one of evaluation.metrics "
+        "(with in_loop_rows), drift/kl or drift/general_loss",
+    )
+    greater_is_better: bool | None = Field(
+        None, description="whether a greater metric_for_best_model is better; null: true but for losses, perplexity, repetition, kl and drift"
+    )
     keep_best: int = Field(1, ge=1, description="best checkpoints that are kept")
     load_best_model_at_end: bool = Field(False, description="what the run leaves is its best checkpoint, not the last (and save_best)")
     async_save: bool = Field(True, description="training goes on while a checkpoint is written, which takes memory for a copy of what is trained")
@@ -134,9 +146,7 @@ class EvaluationSettings(Section):
     """Measuring, during and after the run."""
 
     every_steps: int | None = Field(None, ge=1, description="updates between two evaluations of the held-out loss; null: at the end only")
-    metrics: list[Literal["exact_match", "valid_json", "field_f1"]] = Field(
-        ["exact_match"], min_length=1, description="what `luthier eval` counts on the answers"
-    )
+    metrics: list[MetricName] = Field(["exact_match"], min_length=1, description="what `luthier eval` counts on the answers")
     max_rows: int | None = Field(None, ge=1, description="held-out rows to answer; null: all")
     base_rows: int | None = Field(None, ge=1, description="held-out rows the base model answers; null: as many as the tuned one")
     shots: int = Field(0, ge=0, le=64, description="also ask the base with this many training examples in the prompt (0: do not)")
@@ -144,6 +154,28 @@ class EvaluationSettings(Section):
         "auto", description="longest answer; auto is just above the 99th percentile of the training answers"
     )
     sample_answers: int = Field(2, ge=0, le=20, description="held-out rows answered and printed at each evaluation of a run, the last one included")
+    in_loop_rows: int = Field(
+        0, ge=0, description="held-out rows answered and counted by `metrics` at each evaluation of a run, the base's count beside it; 0: none"
+    )
+    general: Text | None = Field(
+        "auto",
+        description="rows that forgetting is measured on at each evaluation of a run: auto (those that come with Luthier, where every_steps is set), "
+        "a file of your own, or null for none (docs/watching.md)",
+    )
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="end after so many evaluations in a row in which training.metric_for_best_model got no better; null: train to the end"
+    )
+    early_stopping_threshold: float = Field(0.0, ge=0, description="what the metric must gain at least to count as better")
+    drift_weight: float = Field(
+        0.0,
+        ge=0,
+        description="what a nat of drift from the base (drift/kl) costs when the best checkpoint is chosen, in units of metric_for_best_model",
+    )
+
+    @property
+    def general_rows(self) -> str | None:
+        """Where the rows stand that forgetting is measured on: auto or a file; None where it is not measured."""
+        return None if self.general == "auto" and self.every_steps is None else self.general
 
 
 class Settings(Section):
@@ -164,6 +196,7 @@ class Settings(Section):
         "whether an answer is good (kto) (docs/preference.md)",
     )
     preference: PreferenceSettings = PreferenceSettings()
+    plan: PlanSettings = PlanSettings()
     method: str = Field(
         "lora", description="how to fine-tune: lora, dora, qlora, bottleneck, prefix, prompt, p_tuning, ia3, peft or full (docs/methods.md)"
     )

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from luthier.config.preference import MEASURED
 from luthier.config.settings import Settings
 
+# Names of the forgetting meter among an evaluation's numbers.
+DRIFT = ("drift/kl", "drift/general_loss")
 # setting (of training)   the one value of another setting beside which it is read
 READ_BESIDE = {
     "num_cycles":         ("lr_scheduler_type", "cosine_with_restarts"),
@@ -32,6 +34,8 @@ def clashes(settings: Settings, given: Mapping[str, str]) -> Iterator[tuple[str,
     yield from _of_optimizer(settings, given)
     yield from _of_noise(settings, given)
     yield from _of_saving(settings, given)
+    yield from _of_measuring(settings, given)
+    yield from _of_replay(settings)
     yield from _of_frozen_layers(settings)
     if settings.objective != "sft" and "data.loss_on" in given:
         yield "data.loss_on", f"objective: {settings.objective} trains the answers that are judged, and nothing else", "take loss_on out"
@@ -80,19 +84,56 @@ def _of_saving(settings: Settings, given: Mapping[str, str]) -> Iterator[tuple[s
         for name in ("save_total_limit", "async_save"):
             if f"training.{name}" in given:
                 yield f"training.{name}", f"{name} has no effect with save_strategy: no", "take one of the two out"
-    if not saves_best:
+    if not saves_best and settings.evaluation.early_stopping_patience is None:
         for name in ("metric_for_best_model", "greater_is_better", "keep_best"):
             # A file may spell every default out.
             if f"training.{name}" in given and getattr(training, name) != type(training).model_fields[name].default:
                 yield f"training.{name}", f"{name} has no effect without save_best", f"save_best: true, or take {name} out"
         return
     asked = "load_best_model_at_end" if training.load_best_model_at_end else "save_best"
+    asked = f"training.{asked}" if saves_best else "evaluation.early_stopping_patience"
     if settings.data.eval is None or settings.evaluation.every_steps is None:
         lack = "data.eval: null" if settings.data.eval is None else "evaluation.every_steps: null"
-        yield f"training.{asked}", f"with {lack} there are no measurements to choose from", f"give {lack.partition(':')[0]}, or take {asked} out"
-    known = ("loss", *MEASURED[objective])
-    if (metric := training.metric_for_best_model) not in known:
+        short = asked.partition(".")[2]
+        yield asked, f"with {lack} there are no measurements to choose from", f"give {lack.partition(':')[0]}, or take {short} out"
+    known = ("loss", *MEASURED[objective], *_measured_while_training(settings))
+    metric = training.metric_for_best_model
+    if metric in settings.evaluation.metrics and metric not in known:
+        yield "training.metric_for_best_model", f"{metric} is not measured while training", "evaluation.in_loop_rows: 20"
+    elif metric not in known:
         yield "training.metric_for_best_model", f"{metric} is not measured with objective: {objective}", f"one of: {', '.join(known)}"
+
+
+def _measured_while_training(settings: Settings) -> tuple[str, ...]:
+    """What an evaluation of the run gives beside the loss and the objective's numbers."""
+    asked = settings.evaluation
+    return (*(asked.metrics if asked.in_loop_rows else ()), *(DRIFT if asked.general_rows else ()))
+
+
+def _of_measuring(settings: Settings, given: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    asked, data = settings.evaluation, settings.data
+    chooses = settings.training.save_best or settings.training.load_best_model_at_end or asked.early_stopping_patience is not None
+    if data.eval is None:
+        for name in ("in_loop_rows", "general"):
+            if f"evaluation.{name}" in given and getattr(asked, name) not in (0, "auto", None):
+                yield f"evaluation.{name}", f"{name} has no effect with data.eval: null", f"set data.eval: 5%, or take {name} out"
+    if asked.early_stopping_threshold and asked.early_stopping_patience is None:
+        yield "evaluation.early_stopping_threshold", "early_stopping_threshold has no effect without early_stopping_patience", "give both, or none"
+    if asked.drift_weight and not (chooses and asked.general_rows):
+        lack = "save_best or early_stopping_patience" if not chooses else "evaluation.general"
+        yield "evaluation.drift_weight", f"drift_weight has no effect without {lack}", f"give {lack}, or take drift_weight out"
+
+
+def _of_replay(settings: Settings) -> Iterator[tuple[str, str, str]]:
+    data = settings.data
+    if data.replay is None:
+        if data.replay_from is not None:
+            yield "data.replay_from", "replay_from has no effect without replay", "replay: 10%, or take replay_from out"
+        return
+    if settings.objective != "sft":
+        yield "data.replay", f"rows to replay hold answers, and objective: {settings.objective} learns from rows that judge", "take replay out"
+    if data.replay_from is not None and data.replay_from == settings.evaluation.general:
+        yield "data.replay_from", "forgetting would be measured on the rows that are replayed", "another file, or evaluation.general: auto"
 
 
 def _of_frozen_layers(settings: Settings) -> Iterator[tuple[str, str, str]]:

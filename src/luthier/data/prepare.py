@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from luthier.config.data import DataSettings
-from luthier.data import dedup, ingest, ledger
+from luthier.config.data import DataSettings, SourceSettings
+from luthier.data import dedup, general, ingest, ledger
 from luthier.data.encode import Encoded, encode
 from luthier.data.ingest import Ingested
 from luthier.data.read.source import SourceFile, find_sources, same_files
@@ -78,12 +78,14 @@ def load_rows(settings: DataSettings, base: Path, seed: int, reporter: Reporter 
     spool = ingest.folder() / "spool"
     notes: list[str] = []
     train_files = find_sources(settings.sources, base, spool, notes.append)
+    replayed = find_sources(_replayed(settings), base, spool, notes.append)
     eval_files = find_sources([settings.eval_source], base, spool, notes.append) if settings.eval_source else []
-    same_files(train_files, eval_files)
-    sources = [ingest.ingest(file, settings, reporter) for file in [*train_files, *eval_files]]
+    same_files([*train_files, *replayed], eval_files)
+    found = [*train_files, *replayed, *eval_files]
+    sources = [ingest.ingest(file, settings, reporter) for file in found]
     every = AllRows([source.rows for source in sources])
     notes += [note for source in sources for note in source.meta["notes"]]
-    first_held_out = int(every.starts[len(train_files)])
+    first_replayed, first_held_out = int(every.starts[len(train_files)]), int(every.starts[len(train_files) + len(replayed)])
 
     places, repeated = _distinct(every, first_held_out)
     if eval_files:
@@ -92,10 +94,14 @@ def load_rows(settings: DataSettings, base: Path, seed: int, reporter: Reporter 
             raise _unusable(f"of {sources[-1].meta['read']:,} rows none can be used to evaluate", Rejections(sources[len(train_files) :], every))
         places, shared = _without_held_out(every, places, held_out)
     else:
-        places, held_out, said = _split(every, places, settings.eval_share, seed)
+        own = places < first_replayed
+        left, held_out, said = _split(every, places[own], settings.eval_share, seed)
+        mixed_in, shared = _without_held_out(every, places[~own], held_out) if replayed else (places[~own], [])
+        places = np.concatenate([left, mixed_in])
         notes += said
-        shared = []
-    places, not_drawn = _weighted(every, places, [file.settings.weight for file in train_files], seed)
+    weights = [file.settings.weight for file in train_files]
+    weights += [_replay_weight(every, places, weights, settings.replay_share)] * len(replayed)
+    places, not_drawn = _weighted(every, places, weights, seed)
     places, held_out, too_many = _limited(places, held_out, settings.max_rows, seed)
 
     rows = Rows(
@@ -104,19 +110,33 @@ def load_rows(settings: DataSettings, base: Path, seed: int, reporter: Reporter 
         rejected=Rejections(sources, every, [*repeated, *shared, *not_drawn, *too_many]),
         read=sum(source.meta["read"] for source in sources),
         notes=notes,
-        sources=[_source(file, source) for file, source in zip([*train_files, *eval_files], sources, strict=True)],
+        sources=[_source(file, source, file in replayed) for file, source in zip(found, sources, strict=True)],
         ingested=sources,
         every=every,
-        files=[*train_files, *eval_files],
+        files=found,
     )
     _check_malformed(rows)
     _check_left(rows)
     return replace(rows, notes=rows.notes + _said_of(rows))
 
 
-def _source(file: SourceFile, source: Ingested) -> dict[str, Any]:
+def _replayed(settings: DataSettings) -> list[SourceSettings]:
+    """Where general rows stand that are mixed in; not one source where none are."""
+    return [SourceSettings(path=settings.replay_from or str(general.replayed_rows()))] if settings.replay else []
+
+
+def _replay_weight(every: AllRows, places: Places, weights: Sequence[float], share: float) -> float:
+    """How often each general row is used, so that there are `share` of them for each use of a training row. `weights`: of the training sources."""
+    parts = every.part_of(places)
+    own = parts < len(weights)
+    uses = float(np.asarray(weights)[parts[own]].sum())
+    return share * uses / max(1, len(places) - int(own.sum()))
+
+
+def _source(file: SourceFile, source: Ingested, replayed: bool) -> dict[str, Any]:
     meta = source.meta
-    weight = {} if file.settings.weight == 1 else {"weight": file.settings.weight}
+    weight: dict[str, Any] = {} if file.settings.weight == 1 else {"weight": file.settings.weight}
+    weight |= {"replay": True} if replayed else {}
     known = {"file": file.name, "rows": meta["read"], "bytes": meta["bytes"], "sha256": meta["sha256"], "format": meta["format"]}
     # Wherever one stands: a run's own settings name its files by their whole path.
     return {**known, **weight, "path": str(file.place.resolve())}
@@ -328,13 +348,16 @@ def write_ledger(run: RunFolder, prepared: Prepared) -> None:
 
 
 def trained_rows(run: RunFolder, settings: DataSettings, base: Path, seed: int, tokenizer: Any) -> Sequence[Conversation]:
-    """The rows that a run was trained on, read again: by its own settings, with its own tokenizer, and from files that are still the same.
+    """The rows of its own that a run was trained on (none that was replayed), read again: by its own settings, with its own tokenizer, and
+    from files that are still the same.
 
     Raises DataError where a file has changed since.
     """
     rows = load_rows(settings, base, seed)
     ledger.check_same_sources(run, rows.sources)
-    return tokenize_rows(rows, tokenizer, int(settings.max_length), settings).rows.train
+    train = tokenize_rows(rows, tokenizer, int(settings.max_length), settings).rows.train
+    replayed = [number for number, source in enumerate(rows.sources) if source.get("replay")]
+    return Picked(rows.every, train.places[~np.isin(rows.every.part_of(train.places), replayed)])
 
 
 def _check_too_long(gone: Sequence[SetAside], rows: int, max_length: int, every: AllRows) -> None:

@@ -1,44 +1,46 @@
-"""One page that says what a run achieved, from its folder alone: no network, no script, no file beside it."""
+"""One page that says what a run achieved, from its folder alone: no network, no script, no file beside it. And the model card beside it."""
 
-import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from luthier import files
 from luthier.diagnose.books import ledger_html
-from luthier.diagnose.curves import Series, finite, line_chart, smooth
+from luthier.diagnose.curves import smooth
+from luthier.diagnose.finding import SEVERITIES, Finding, read_findings
+from luthier.diagnose.judged import judged_html
+from luthier.diagnose.model_card import write_model_card
 from luthier.diagnose.page import folded, page, pre, raw_table, section, table, text, tiles
+from luthier.diagnose.reproduce import reproduce
+from luthier.diagnose.run_charts import charts_html, drift_figures, figures, points, steps_of
+from luthier.diagnose.samples import samples_html
+from luthier.diagnose.scores import compare, flat, scorecard_html, words
 from luthier.errors import RunError
-from luthier.records import Metric, Scorecard
-from luthier.run_folder import RunFolder
+from luthier.run_folder import RunFolder, read_scorecard
 from luthier.version import VERSION
 
-SHOWN_SAMPLES = 5
-# A beginning that all prompts share is shown once if it is longer than a line.
-LEAST_SHARED_CHARACTERS = 80
-# Curves of preference tuning, by TRL's names.
-JUDGMENTS = {"rewards/margins": "Margin of the rewards", "rewards/accuracies": "Pairs whose better answer has the higher reward"}
 RESULTS = {"passed": "pass", "failed": '<span class="bad">fail</span>', "not_for_this_config": "not for this config"}
-METRIC_NAMES = {"exact_match": "Exact match", "valid_json": "Valid JSON", "field_f1": "Field F1"}
+# The folder in evals/ of the evaluation that the run's own scorecard is of.
+OWN = "held-out"
+SEVERITY_STYLES = dict(zip(SEVERITIES, ("stop", "look", "good"), strict=True))
 
 
 def write_report(run: RunFolder) -> Path:
-    """Write report.html from what the run folder holds and return its path. What is missing is named as not measured."""
+    """Write report.html and model_card.md from what the run folder holds; gives the page's path. What is missing is named as not measured."""
     parts = [
         _header(run),
-        *(section(title, _content(build, run)) for title, build in SECTIONS.items()),
+        *(section(title, content) for title, build in SECTIONS.items() if (content := _content(title, build, run))),
         f"<footer>Luthier {text(VERSION)}. Made from the files of {text(run.name)} alone.</footer>",
     ]
     files.write_text(run.report, page(f"{run.name}: report", "\n".join(parts)))
+    write_model_card(run)
     return run.report
 
 
-def _content(build: Callable[[RunFolder], str], run: RunFolder) -> str:
+def _content(title: str, build: Callable[[RunFolder], str], run: RunFolder) -> str:
     """A section's content; a file that cannot be read costs its own section only, and is named there."""
     try:
-        return build(run) or '<p class="absent">Not measured.</p>'
+        return build(run) or ("" if title in ONLY_WHERE_THERE_IS else '<p class="absent">Not measured.</p>')
     except RunError as error:
         return f'<p class="bad">{text(error)}</p>'
 
@@ -57,54 +59,18 @@ def _headline(run: RunFolder) -> tuple[str, str]:
         scorecard = None  # its own section says what is wrong with it
     if scorecard and scorecard.models.get("tuned"):
         return compare(scorecard)
-    steps = _steps(run)
+    steps = steps_of(run)
     if not steps:
         return "Nothing was trained yet", f"luthier train {run.path / 'config.yaml'} starts it."
-    losses = [loss for _, loss in smooth(_points(steps, "loss"))]
+    losses = [loss for _, loss in smooth(points(steps, "loss"))]
     if not losses:
         return "The training loss was never a number", "A much lower training.learning_rate is the first thing to try."
     ask = f"The answers are not measured yet: luthier eval {run.name}"
     return f"The training loss went from {losses[0]:.3f} to {losses[-1]:.3f} in {len(steps):,} updates", ask
 
 
-def compare(scorecard: Scorecard) -> tuple[str, str]:
-    """The first metric of the tuned model against the best of the others. A gain is called one only where the intervals do not touch."""
-    name, tuned = next(iter(scorecard.models["tuned"].items()))
-    others = {model: metrics[name] for model, metrics in scorecard.models.items() if model != "tuned" and name in metrics}
-    label = METRIC_NAMES.get(name, name)
-    rows = f"{tuned.n:,} held-out rows (95 % interval {_interval(tuned)})."
-    if not others:
-        return f"{label}: {_percent(tuned.value)}", f"Measured on {rows} No other model was measured beside it."
-    first = next(iter(others.values()))
-    rival, best = max(others.items(), key=lambda item: item[1].value)
-    beside = "; ".join(f"{model_name(model)} {_percent(metric.value)}" for model, metric in others.items())
-    lead = f"Measured on {rows} Beside it: {beside}."
-    if tuned.low > best.high:
-        return (
-            f"{label} rose from {_percent(first.value)} to {_percent(tuned.value)}",
-            f"{lead} The intervals do not touch: this is no accident of the rows.",
-        )
-    if tuned.high < best.low:
-        return f"{label}: {_percent(tuned.value)}, below {model_name(rival)} with {_percent(best.value)}", lead
-    return f"{label}: {_percent(tuned.value)}, no clear gain over {model_name(rival)} ({_percent(best.value)})", f"{lead} The intervals overlap."
-
-
-def model_name(name: str) -> str:
-    """A model of the scorecard in words: base_5shot is the base with five examples in its prompt."""
-    shots = re.fullmatch(r"base_(\d+)shot", name)
-    return f"base with {shots[1]} examples in its prompt" if shots else name
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _interval(metric: Metric) -> str:
-    return f"{100 * metric.low:.1f} to {100 * metric.high:.1f} %"
-
-
 def _in_short(run: RunFolder) -> list[tuple[str, str]]:
-    steps = _steps(run)
+    steps = steps_of(run)
     if not steps:
         return []
     seconds = sum(row["seconds"] for row in steps)
@@ -124,142 +90,67 @@ def _size(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
-def _steps(run: RunFolder) -> list[dict[str, Any]]:
-    """One row an update, in order; where a run was resumed, the later row of an update counts."""
-    rows = {row["step"]: row for row in run.read_metrics("train")}
-    return [rows[step] for step in sorted(rows)]
-
-
-def _points(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
-    """(step, value) of each row that has a finite value (null: it had none): one that is not would spoil every average after it."""
-    return finite([(float(row["step"]), float(row[key])) for row in rows if row[key] is not None])
-
-
 def _before_and_after(run: RunFolder) -> str:
     if not run.scorecard.exists():
         return f'<p class="absent">Not measured. luthier eval {text(run.name)} measures the answers.</p>'
-    scorecard = run.read_scorecard()
-    metrics = list(dict.fromkeys(name for row in scorecard.models.values() for name in row))
-    rows = [[text(model_name(model)), *(_score(row.get(name)) for name in metrics)] for model, row in scorecard.models.items()]
-    classes = ["tuned" if model == "tuned" else "" for model in scorecard.models]
-    how = _words({**scorecard.data, **scorecard.decoding})
-    return raw_table(["Model", *(METRIC_NAMES.get(name, name) for name in metrics)], rows, classes) + (
-        f'<p class="quiet"><small>How it was measured: {text(how)}</small></p>' if how else ""
-    )
+    return scorecard_html(run.read_scorecard())
 
 
-def _score(metric: Metric | None) -> str:
-    if metric is None:
-        return '<span class="quiet">not measured</span>'
-    low, high = 100 * metric.low, 100 * metric.high
-    range_of = f'<b style="left:{low:.1f}%;width:{high - low:.1f}%"></b>'
-    bar = f'<div class="bar" aria-hidden="true"><i style="width:{100 * metric.value:.1f}%"></i>{range_of}</div>'
-    interval = f"95 %: {_interval(metric)}, n = {metric.n:,}"
-    return f'<div class="score"><strong>{_percent(metric.value)}</strong>{bar}<small>{interval}</small></div>'
+def _further(run: RunFolder) -> str:
+    """Evaluations on other rows, a part each."""
+    found = [path for path in sorted(run.path.glob("evals/*/scorecard.json")) if path.parent.name != OWN]
+    return "".join(f"<h3>{text(path.parent.name)}</h3>{scorecard_html(read_scorecard(path))}" for path in found)
 
 
-def _words(facts: dict[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in _flat(facts))
+def _findings(run: RunFolder) -> str:
+    """What luthier diagnose found, the gravest first."""
+    found = read_findings(run)
+    if found is None:
+        return f'<p class="absent">Not looked for. luthier diagnose {text(run.name)} does.</p>'
+    not_looked = files.read_json(run.findings).get("not_looked", {})
+    told = "".join(map(_finding, found)) or "<p>Nothing was found that needs mending.</p>"
+    return told + _not_looked(run, not_looked)
 
 
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Nested values as (dotted name, text) pairs."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
-        for index, inner in enumerate(value):
-            yield from _flat(inner, f"{name}.{index}")
-    else:
-        yield name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _not_looked(run: RunFolder, reasons: dict[str, str]) -> str:
+    """The checks that lacked evidence: what was not looked at is no good news."""
+    if not reasons:
+        return ""
+    listed = "".join(f"<li><strong>{text(name.replace('_', ' '))}</strong>{text(why)}</li>" for name, why in reasons.items())
+    many = f"{len(reasons)} checks" if len(reasons) > 1 else "1 check"
+    return folded(f"{many} lacked evidence (luthier diagnose {run.name} asks the model)", f"<ul>{listed}</ul>")
+
+
+def _finding(found: Finding) -> str:
+    mark = f'<span class="mark {SEVERITY_STYLES[found.severity]}">{text(found.severity)}</span>'
+    cures = "".join(f"<li>{text(cure.what)}{_changes(dict(cure.changes))}</li>" for cure in found.cures)
+    seen = f'<p>{text(found.seen)}</p><p class="quiet">{text(found.why)}</p>'
+    return f'<article class="card"><h3>{mark} {text(found.title)}</h3>{seen}<ul>{cures}</ul></article>'
+
+
+def _changes(changes: dict[str, Any]) -> str:
+    return "".join(f" <code>{text(name)}={text(value)}</code>" for name, value in changes.items())
 
 
 def _learning(run: RunFolder) -> str:
-    steps = _steps(run)
-    losses, held_out = _points(steps, "loss"), _points(run.read_metrics("eval"), "loss")
-    loss = line_chart(
-        "Loss over the updates",
-        _course("The training loss", losses) + (" " + _course("The held-out loss", held_out) if held_out else ""),
-        [
-            Series("each update", losses, "faint"),
-            Series("smoothed", smooth(losses), "main"),
-            Series("held-out rows", held_out, "second"),
-        ],
-        "update",
-    )
-    rates = _points(steps, "learning_rate")
-    rate = line_chart("Learning rate over the updates", _course("The rate", rates), [Series("learning rate", rates, "main")], "update")
-    keys = [("faint", "each update"), ("main", "smoothed")] + ([("second", "held-out rows")] if held_out else [])
-    unit = "Loss of the objective" if any("metrics" in row for row in steps) else "Loss in nats per trained token"
-    figures = [_figure(unit, loss, keys), _figure("Learning rate", rate, []), *_judgments(run, steps)]
-    return f'<div class="charts">{"".join(figures)}</div>' if loss or rate else ""
+    return charts_html([figure for figure in figures(run) if figure.name not in {one.name for one in drift_figures([])}])
 
 
-def _judgments(run: RunFolder, steps: list[dict[str, Any]]) -> list[str]:
-    """The curves of preference tuning; none for a run that learns answers."""
-    figures = []
-    for name, caption in JUDGMENTS.items():
-        seen, held_out = (
-            _points([{"step": row["step"], name: row["metrics"][name]} for row in rows if name in row.get("metrics", {})], name)
-            for rows in (steps, run.read_metrics("eval"))
-        )
-        series = [Series("each update", seen, "faint"), Series("smoothed", smooth(seen), "main"), Series("held-out rows", held_out, "second")]
-        chart = line_chart(f"{caption} over the updates", _course(caption, seen), series, "update")
-        keys = [("faint", "each update"), ("main", "smoothed")] + ([("second", "held-out rows")] if held_out else [])
-        figures.append(_figure(caption, chart, keys))
-    return figures
-
-
-def _course(what: str, points: list[tuple[float, float]]) -> str:
-    return f"{what} goes from {points[0][1]:.4g} to {points[-1][1]:.4g} over {len(points)} values." if points else ""
-
-
-def _figure(caption: str, chart: str, keys: list[tuple[str, str]]) -> str:
-    legend = "".join(f' <span class="legend"><span class="key {style}"></span>{text(name)}</span>' for style, name in keys)
-    return f"<figure><figcaption>{text(caption)}{legend}</figcaption>{chart}</figure>" if chart else ""
-
-
-def _samples(run: RunFolder) -> str:
-    if not run.samples.exists():
+def _forgetting(run: RunFolder) -> str:
+    """How far the model is from its base on general texts, over the run and at its end."""
+    measured = [row for row in steps_of(run, "eval") if row.get("drift")]
+    if not measured:
         return ""
-    rows = list(_read_lines(run.samples))[:SHOWN_SAMPLES]
-    shared = _shared_beginning([row["prompt"] for row in rows]) if rows else ""
-    once = folded("Every prompt begins with", pre(shared)) if shared else ""
-    return once + "".join(_sample(row, len(shared)) for row in rows)
-
-
-def _read_lines(path: Path) -> Iterator[Any]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if line:
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise RunError("is not whole JSON", where=f"{path}:{number}", next_step="delete the file and run luthier eval again") from error
-
-
-def _shared_beginning(prompts: list[str]) -> str:
-    """What all prompts begin with, up to the end of a line; "" where that is too little to be worth taking out."""
-    first, last = min(prompts), max(prompts)  # in dictionary order: what these two share, all share
-    length = next((index for index, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), 0)
-    shared = first[: first.rfind("\n", 0, length) + 1]
-    return shared if len(shared) >= LEAST_SHARED_CHARACTERS else ""
-
-
-def _sample(row: dict[str, Any], start: int) -> str:
-    expected = row["expected"].strip()
-    answers = [_answer("expected", row["expected"], "")]
-    for model, answer in row["answers"].items():
-        same = answer.strip() == expected
-        answers.append(_answer(model_name(model) + (": as expected" if same else ""), answer, " same" if same else ""))
-    source = f"{row['source']['file']}:{row['source']['line']}"
-    return (
-        f'<article class="card"><p class="quiet"><small>{text(source)}</small></p>{pre(row["prompt"][start:])}'
-        f'<div class="answers">{"".join(answers)}</div></article>'
-    )
-
-
-def _answer(title: str, answer: str, kind: str) -> str:
-    return f'<div class="answer{kind}"><h3>{text(title)}</h3>{pre(answer)}</div>'
+    drift = measured[-1]["drift"]
+    rows = []
+    if drift.get("kl") is not None:
+        rows.append(["KL(tuned || base), nats a token", f"{drift['kl']:.4f}", "0: the model says on general texts what its base says"])
+    if drift.get("general_loss") is not None and drift.get("base_general_loss") is not None:
+        rise = drift["general_loss"] - drift["base_general_loss"]
+        before = f"the base has {drift['base_general_loss']:.4f}: {rise:+.4f}"
+        rows.append(["Loss on general texts, nats a token", f"{drift['general_loss']:.4f}", before])
+    shown = table(["", f"At update {measured[-1]['step']:,}", "Beside"], rows) if rows else ""
+    return shown + charts_html([figure for figure in drift_figures(measured) if figure.drawn])
 
 
 def _ledger(run: RunFolder) -> str:
@@ -280,7 +171,7 @@ def _plan(run: RunFolder) -> str:
 
 def _foreseen(run: RunFolder, plan: dict[str, Any]) -> str:
     """What the plan foresaw beside what was measured."""
-    steps = _steps(run)
+    steps = steps_of(run)
     seconds = sum(row["seconds"] for row in steps)
     peak = max((row["peak_bytes"] for row in steps), default=0)
     rows = [
@@ -296,8 +187,8 @@ def _parity(run: RunFolder) -> str:
     rows = []
     for row in run.read_parity():
         result = "passed" if row["passed"] else '<span class="bad">failed</span>'
-        numbers = [f"{row['max_logit_difference']:.3g}", f"{row['mean_kl']:.3g}", _percent(row["greedy_agreement"])]
-        rows.append([text(row["artifact"]), text(row["engine"]), *numbers, text(_words(row["threshold"])), result])
+        numbers = [f"{row['max_logit_difference']:.3g}", f"{row['mean_kl']:.3g}", f"{100 * row['greedy_agreement']:.1f} %"]
+        rows.append([text(row["artifact"]), text(row["engine"]), *numbers, text(words(row["threshold"])), result])
     return raw_table(head, rows) if rows else ""
 
 
@@ -322,18 +213,48 @@ def _config(run: RunFolder) -> str:
 def _environment(run: RunFolder) -> str:
     if not run.environment.exists():
         return ""
-    return folded("Where it ran", table(["Name", "Value"], list(_flat(files.read_json(run.environment)))))
+    return folded("Where it ran", table(["Name", "Value"], list(flat(files.read_json(run.environment)))))
+
+
+def _licenses(run: RunFolder) -> str:
+    """The licenses of the model and of the rows, as the run kept them when it began."""
+    kept = files.read_json(run.environment).get("licenses") if run.environment.exists() else None
+    if not kept:
+        return ""
+    model = kept.get("model", {})
+    rows = [["model", model.get("name", ""), model.get("license", "")]]
+    rows += [["rows", row.get("source", ""), _license_of_rows(row)] for row in kept.get("rows", [])]
+    asked = [*model.get("asks_for", []), *(f"include: {words_of}" for words_of in model.get("include", [])), *model.get("notes", [])]
+    listed = "".join(f"<li>{text(line)}</li>" for line in asked)
+    note = kept.get("tuned", "")
+    return table(["Of what", "Name", "License"], rows) + (f"<ul>{listed}</ul>" if listed else "") + (f"<p>{text(note)}</p>" if note else "")
+
+
+def _license_of_rows(row: dict[str, Any]) -> str:
+    return ", ".join(str(row[name]) for name in ("license", "attribution") if row.get(name))
+
+
+def _reproduce(run: RunFolder) -> str:
+    return pre("\n".join(reproduce(run))) if run.config.exists() else ""
 
 
 SECTIONS: dict[str, Callable[[RunFolder], str]] = {
     # heading                    what makes it
     "Before and after": _before_and_after,
+    "Further evaluations": _further,
+    "Judged": judged_html,
+    "Findings": _findings,
     "How it learned": _learning,
-    "Sample answers": _samples,
+    "What it forgot": _forgetting,
+    "Sample answers": samples_html,
     "What became of the rows": _ledger,
     "Settings that were chosen": _plan,
     "Exported models": _parity,
     "Tried out (luthier verify)": _verified,
+    "Licenses": _licenses,
+    "How to do it again": _reproduce,
     "Settings as asked": _config,
     "Environment": _environment,
 }
+# Where there is nothing of these, nobody asked for it.
+ONLY_WHERE_THERE_IS = {"Further evaluations", "Judged", "What it forgot", "Licenses", "How to do it again"}

@@ -31,6 +31,7 @@ from luthier.engine import (
     judged,
     kernels,
     lanes,
+    likelihood,
     lora,
     noise,
     optimizers,
@@ -55,7 +56,7 @@ from luthier.errors import DataError, LuthierError, is_shortage
 from luthier.files import make_folder
 from luthier.models import adapters, find, load, methods, quantized, save
 from luthier.models.bottleneck import BottleneckModel
-from luthier.records import Rejected, Row, Source, TokenizedExample, Turn, UpdateLoss
+from luthier.records import Answer, Likelihood, Rejected, Row, Source, TokenizedExample, Turn, UpdateLoss
 from luthier.reporting import Silent
 
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -201,18 +202,37 @@ class Engine:
 
     def log_probabilities(self, examples: Sequence[TokenizedExample]) -> list[float]:
         """The log-probability, in nats, of the trained tokens of each example; nothing is learned and no mode is left changed."""
-        found: list[float] = []
+        return [value for found in self.in_batches(self._log_probabilities, examples) for value in found]
+
+    def in_batches(self, work: Callable[[list[TokenizedExample]], Result], examples: Sequence[TokenizedExample]) -> list[Result]:
+        """What `work` gives for batch after batch of `examples`; nothing is learned and no mode is left changed. Memory: as forward_backward."""
+        found: list[Result] = []
         with self._evaluating(), torch.no_grad():
             for start in range(0, len(examples), EVALUATION_BATCH):
                 batch = list(examples[start : start + EVALUATION_BATCH])
                 self._check_length(max(len(example.token_ids) for example in batch))
-                found += self._fitting(partial(self._log_probabilities, batch), batch)
+                found.append(self._fitting(partial(work, batch), batch))
         return found
 
     def _log_probabilities(self, batch: list[TokenizedExample]) -> list[float]:
         if self.plain_reason:
             return [-float(reference.loss_sum(self.model, example)) for example in batch]
         return judged.log_probabilities(self.model, self.head, self.lay_out(batch, None))
+
+    def likelihoods(self, examples: Sequence[TokenizedExample], on_rows: Callable[[int], None] = lambda rows: None) -> list[Likelihood]:
+        """How likely the trained tokens of each example are; nothing is learned. `on_rows(n)` is told how many are done."""
+        found: list[Likelihood] = []
+        with self._evaluating(), torch.no_grad():
+            for batch in likelihood.batches(examples):
+                self._check_length(max(len(example.token_ids) for example in batch))
+                found += self._fitting(partial(self._likelihoods, batch), batch)
+                on_rows(len(found))
+        return found
+
+    def _likelihoods(self, batch: list[TokenizedExample]) -> list[Likelihood]:
+        if self.plain_reason:
+            return [likelihood.plain(self.model, example) for example in batch]
+        return likelihood.of_step(self.model, self.head, self.lay_out(batch, None))
 
     def lay_out(self, examples: list[TokenizedExample], together: Sequence[Sequence[int]] | None, budget: int = 0, *, learns: bool = False) -> Step:
         """Cut for `budget` tokens at once, or else for as many as have been enough so far; what is learned from for all lanes."""
@@ -384,11 +404,32 @@ class Engine:
         on_answers: Callable[[int], None] = lambda answers: None,
     ) -> list[str]:
         """Answers to many prompts, without the stop string. One that nearly fills the context has a shorter answer, and the others have not."""
+        return [one.text for one in self.answers(prompts_ids, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, on_answers=on_answers)]
+
+    def answers(
+        self,
+        prompts_ids: list[list[int]],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        stop: str | Sequence[str] = (),
+        on_answers: Callable[[int], None] = lambda answers: None,
+        on_answer: Callable[[int, Answer], None] | None = None,
+    ) -> list[Answer]:
+        """The same with their lengths and how they ended. `on_answer(place, answer)` is told of each as soon as it has ended."""
         limits = [self._room_for(len(prompt), max_new_tokens) for prompt in prompts_ids]
         text = text_of(self.tokenizer, stop)
+
+        def told(row: generate.Asked) -> Answer:
+            return Answer(text.of(row.answer), len(row.answer), row.stopped)
+
+        def on_row(place: int, row: generate.Asked) -> None:
+            if on_answer is not None:
+                on_answer(place, told(row))
+
         with self._evaluating():
-            answers = generate.answer(self.model, prompts_ids, self._how(sampling, text), limits, on_answers)
-        return [text.of(ids) for ids in answers]
+            rows = generate.answer_rows(self.model, prompts_ids, self._how(sampling, text), limits, on_answers, on_row)
+        return [told(row) for row in rows]
 
     def has_room(self, prompt_ids: list[int], new_tokens: int = 1) -> bool:
         """Whether an answer of so many tokens to this prompt ends inside the model's context."""

@@ -53,17 +53,18 @@ class Asked:
     limit: int  # tokens
     answer: list[int]
     open: bool = True
+    stopped: bool = False  # by the model's own end of turn, or by a stop string; else it was cut at its limit
 
     def say(self, token: int, how: How) -> None:
         """Take the next token; close the row where it ends the answer."""
         if token in how.stop_ids:
-            self.open = False
+            self.open, self.stopped = False, True
             return
         self.answer.append(token)
-        self.open = len(self.answer) < self.limit and not how.ended(self.answer)
+        self.stopped = how.ended(self.answer)
+        self.open = len(self.answer) < self.limit and not self.stopped
 
 
-@torch.no_grad()
 def answer(
     model: Any,
     prompts: Sequence[list[int]],
@@ -71,7 +72,21 @@ def answer(
     max_new_tokens: int | Sequence[int],
     on_answers: Callable[[int], None] = lambda answers: None,
 ) -> list[list[int]]:
-    """The continuation of each prompt, without the stop token. `on_answers(n)` is told how many are done.
+    """The tokens of `answer_rows` alone."""
+    return [row.answer for row in answer_rows(model, prompts, how, max_new_tokens, on_answers)]
+
+
+@torch.no_grad()
+def answer_rows(
+    model: Any,
+    prompts: Sequence[list[int]],
+    how: How,
+    max_new_tokens: int | Sequence[int],
+    on_answers: Callable[[int], None] = lambda answers: None,
+    on_row: Callable[[int, Asked], None] = lambda place, row: None,
+) -> list[Asked]:
+    """The continuation of each prompt, without the stop token. `on_answers(n)` is told how many are done, `on_row(place, row)` of each
+    answer as soon as it has ended (again where the memory was not enough, and its batch is asked again in two).
 
     Order and batch do not matter in fp32; in bf16 they may turn the last bit of a logit, and then a token that was undecided.
     """
@@ -84,7 +99,7 @@ def answer(
     while waiting:
         batch = waiting.pop(0)
         runner = Plain(model) if how.plain else Fast(model, prefix, shared)
-        if not _answered(runner, [rows[place] for place in batch], how, [copy(draws[place]) for place in batch]):
+        if not _answered(runner, {place: rows[place] for place in batch}, how, [copy(draws[place]) for place in batch], on_row):
             half = len(batch) // 2
             waiting[:0] = [batch[:half], batch[half:]]
             del runner
@@ -92,14 +107,16 @@ def answer(
             continue
         done += len(batch)
         on_answers(done)
-    return [row.answer for row in rows]
+    return rows
 
 
-def _answered(runner: "Runner", rows: list[Asked], how: How, draws: list[Any]) -> bool:
+def _answered(runner: "Runner", by_place: dict[int, Asked], how: How, draws: list[Any], on_row: Callable[[int, Asked], None]) -> bool:
     """Decode rows to their end; False where the memory is not enough for so many, which are then as they were."""
+    rows, running = list(by_place.values()), dict(by_place)
     try:
         for _ in decode(runner, rows, how, draws):
-            pass
+            for place in [place for place, row in running.items() if not row.open]:
+                on_row(place, running.pop(place))
         return True
     except (RuntimeError, MemoryError) as error:
         if not is_shortage(error):
@@ -107,7 +124,7 @@ def _answered(runner: "Runner", rows: list[Asked], how: How, draws: list[Any]) -
         if len(rows) == 1:
             raise shortage.of_an_answer(len(rows[0].prompt), rows[0].limit) from error
     for row in rows:
-        row.answer, row.open = [], True
+        row.answer, row.open, row.stopped = [], True, False
     return False
 
 

@@ -13,7 +13,9 @@ from torch import Tensor
 from luthier import files
 from luthier.engine import blocks, varlen
 from luthier.errors import ConfigError
+from luthier.plan.cuda import Build
 from luthier.plan.machine import memory_bytes, processor, store_machine, stored_machine, usable_cores
+from luthier.plan.tested import is_older
 from luthier.records import Machine
 
 # 1,024 rows through a layer of 576 x 1536: the shape of a small model's work.
@@ -21,6 +23,8 @@ ROWS, INPUTS, OUTPUTS = 1024, 576, 1536
 # The packed documents that attention kernels are tried on: a shared prefix, documents of many lengths, a model of 8 billion's heads.
 PREFIX, DOCUMENTS, WINDOW = 256, (64, 200, 200, 900, 2000), 1000
 HEADS, KV_HEADS, WIDTH = 32, 8, 128
+# torch's own attention for packed documents takes windows and grouped queries since then.
+VARLEN_SINCE = "2.13"
 # A kernel whose output or gradient is further from that of blocks.py (relative, bf16) is not used, however fast it is.
 SAME_ATTENTION = 2e-2
 
@@ -67,6 +71,26 @@ def require_attention(name: str, device: str) -> None:
             where="training.attn_implementation",
             next_step="training.attn_implementation: auto" + (", or pip install flash-attn" if device == "cuda" else ""),
         )
+
+
+def this_build() -> Build:
+    """The torch that is installed, as luthier.plan.cuda judges it beside the driver."""
+    has_varlen = find_spec("torch.nn.attention.varlen") is not None and not is_older(torch.__version__, VARLEN_SINCE)
+    architectures = tuple(torch.cuda.get_arch_list())
+    return Build(torch.__version__, torch.version.cuda or "", architectures, torch.compiled_with_cxx11_abi(), torch.cuda.is_available(), has_varlen)
+
+
+def nf4_error(device: str) -> float:
+    """How far a product with a matrix in 4 bits (nf4, bitsandbytes) is from the exact one, relative; about 0.09 where the kernels work."""
+    import bitsandbytes
+
+    four_bits: Any = bitsandbytes
+    draw: Any = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    rows, weight = draw(8, 256).to(device), draw(128, 256).to(device)
+    held, state = four_bits.functional.quantize_4bit(weight, quant_type="nf4")
+    made: Tensor = four_bits.matmul_4bit(rows, held.t(), quant_state=state)
+    exact = rows @ weight.T
+    return float((made - exact).norm() / exact.norm())
 
 
 def _rate(dtype: torch.dtype, device: str) -> float:

@@ -1,99 +1,145 @@
-"""What an answer is worth: one function a metric, (expected, answer) -> a number from 0 to 1.
+"""What answers are worth: a metric is a function and a row in one of these tables.
 
-JSON means the answer alone: text around it, or a ```json fence, makes it invalid, because the program that reads it would fail too.
+METRICS      (expected, answer) -> a number of one row, 0 to 1 but for those in PLAIN
+MADE         the same, made of what stands after "=" in the metric's name (a file, a pattern)
+SUMMED       (all expected, all answers) -> numbers of each row that add up (sums.py)
+OF_ANSWERS   of the answer alone, with how it was made
+OF_MODEL     of the model and the rows: no answers are needed (scoring.py)
 """
 
-import json
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
 
+from luthier.config.metric_names import OWN, PASS
 from luthier.errors import DataError
-from luthier.evaluate.intervals import mean_interval, wilson
-from luthier.records import Metric
+from luthier.evaluate import code, sql, sums, words
+from luthier.evaluate.json_answers import exact_match, field_f1, follows_schema, valid_json
+from luthier.evaluate.own import own
+from luthier.evaluate.sums import Counted
+from luthier.records import Answer, Metric
 
-NOT_JSON = object()
+Pair = Callable[[str, str], float]
 
-
-def exact_match(expected: str, answer: str) -> float:
-    """1 where the answer is the expected one but for space around it.
-
-    Where the expected one is a JSON object or list, the parsed values are compared: spacing and the order of keys do not count, the
-    spelling of a number does (1 is not 1.0, and neither is true).
-    """
-    if expected.strip() == answer.strip():
-        return 1.0
-    wanted = parse(expected)
-    return float(isinstance(wanted, dict | list) and _same(wanted, parse(answer)))
-
-
-def valid_json(expected: str, answer: str) -> float:
-    """1 where the answer parses as a JSON object. A ```json fence, words around it, NaN and Infinity are not JSON."""
-    return float(isinstance(parse(answer), dict))
-
-
-def field_f1(expected: str, answer: str) -> float:
-    """F1 of the row's (key, value) pairs: 2 * equal pairs / (pairs expected + pairs answered). 0 where the answer is no JSON object.
-
-    Raises DataError where the expected answer is no JSON object.
-    """
-    wanted, given = parse(expected), parse(answer)
-    if not isinstance(wanted, dict):
-        raise DataError(
-            f"field_f1 compares the fields of JSON objects, and an expected answer is {expected[:60]!r}",
-            where="evaluation.metrics",
-            next_step="take field_f1 out, or let every answer of the rows be a JSON object",
-        )
-    if not isinstance(given, dict):
-        return 0.0
-    equal = sum(key in given and _same(value, given[key]) for key, value in wanted.items())
-    return 2 * equal / (len(wanted) + len(given)) if wanted or given else 1.0
-
-
-METRICS: dict[str, Callable[[str, str], float]] = {
+METRICS: dict[str, Pair] = {
     # name          what an answer scores
     "exact_match": exact_match,
-    "valid_json": valid_json,
-    "field_f1": field_f1,
+    "valid_json":  valid_json,
+    "field_f1":    field_f1,
+    "regex":       words.matches_expected,
+    "squad_em":    words.squad_em,
+    "squad_f1":    words.squad_f1,
+    "accuracy":    words.accuracy,
+    "rouge1":      words.rouge("rouge1"),
+    "rouge2":      words.rouge("rouge2"),
+    "rougeL":      words.rouge("rougeL"),
+    "repetition":  words.repetition,
+    "refusals":    words.refusal,
+}  # fmt: skip
+MADE: dict[str, Callable[[str, Path], Pair]] = {
+    # name          of what
+    "json_schema": follows_schema,
+    "regex":       words.matches,
+    "sql_match":   sql.gives_the_same,
+}  # fmt: skip
+SUMMED: dict[str, Callable[[Sequence[str], Sequence[str]], Counted]] = {
+    "macro_f1": sums.macro_f1,
+    "bleu":     sums.bleu,
+    "chrf":     sums.chrf,
+}  # fmt: skip
+OF_ANSWERS: dict[str, Callable[[Answer], float]] = {
+    "length": lambda answer: float(answer.tokens),
+    "stop_rate": lambda answer: float(answer.stopped),
 }
+OF_MODEL = ("perplexity", "token_accuracy", "choice")
 # Metrics that are 0 or 1 a row, so that their mean is a share.
-SHARES = {"exact_match", "valid_json"}
+SHARES = {"exact_match", "valid_json", "json_schema", "regex", "squad_em", "accuracy", "sql_match", "refusals", "stop_rate", "choice"}
+# Metrics that an expected answer may be no good for.
+READS_EXPECTED = {"field_f1", "regex", "sql_match"}
+# Metrics that are no share of anything, and not shown in percent.
+PLAIN = {"bleu", "chrf", "length", "perplexity"}
+LOWER_IS_BETTER = {"perplexity", "repetition", "refusals"}
 
 
-def check(metrics: Sequence[str], expecteds: Sequence[str]) -> None:
-    """Raises DataError where a metric cannot be counted on these expected answers. Free, so that it can be asked before training."""
+def check(metrics: Sequence[str], expecteds: Sequence[str], beside: Path = Path()) -> None:
+    """Raises DataError or ConfigError where a metric cannot be counted on these expected answers. Free, so that it can be asked before training."""
     for metric in metrics:
-        for expected in expecteds:
-            METRICS[metric](expected, expected)
+        if needs_model(metric) or metric in OF_ANSWERS or PASS.fullmatch(metric):
+            continue
+        if metric in SUMMED:
+            SUMMED[metric](expecteds[:1], expecteds[:1])
+            continue
+        pair = pair_of(metric, beside)
+        if OWN.fullmatch(metric):
+            continue  # what it says of a right answer is not ours to know
+        for expected in expecteds if metric.partition("=")[0] in READS_EXPECTED else expecteds[:1]:
+            pair(expected, expected)
 
 
-def row_scores(metric: str, expecteds: Sequence[str], answers: Sequence[str]) -> list[float]:
+def needs_model(metric: str) -> bool:
+    """Whether a metric is counted of the model itself, and not of its answers."""
+    return metric in OF_MODEL
+
+
+def runs_code(metric: str) -> bool:
+    """Whether a metric runs what a model wrote."""
+    return bool(PASS.fullmatch(metric))
+
+
+def pair_of(metric: str, beside: Path = Path()) -> Pair:
+    """The function of a metric that compares an answer with the expected one. A file that its name holds starts at `beside`."""
+    name, _, argument = metric.partition("=")
+    if name in MADE and argument:
+        return _made(name, argument, beside)
+    if PASS.fullmatch(metric):
+        return code.passes
+    return METRICS[metric] if metric in METRICS else own(metric, beside)
+
+
+@functools.cache
+def _made(name: str, argument: str, beside: Path) -> Pair:
+    return MADE[name](argument, beside)
+
+
+def row_scores(metric: str, expecteds: Sequence[str], answers: Sequence[str], beside: Path = Path()) -> list[float]:
     """The score of each row, in order."""
-    return [METRICS[metric](expected, answer) for expected, answer in zip(expecteds, answers, strict=True)]
+    pair = pair_of(metric, beside)
+    return [pair(expected, answer) for expected, answer in zip(expecteds, answers, strict=True)]
 
 
-def score(metric: str, expecteds: Sequence[str], answers: Sequence[str]) -> Metric:
-    """The mean over rows with its 95 % interval: Wilson for shares, a seeded bootstrap for the rest. Raises DataError without rows."""
-    scores = row_scores(metric, expecteds, answers)
-    if not scores:
+def score(metric: str, expecteds: Sequence[str], answers: Sequence[str], beside: Path = Path()) -> Metric:
+    """What a metric of texts gives, with its 95 % interval: Wilson for shares, a seeded bootstrap for the rest.
+
+    Raises DataError without rows, and for a metric that needs more than texts (the model, or how an answer ended).
+    """
+    if not expecteds:
         raise DataError("there is no held-out row to measure on", where="data.eval", next_step="set data.eval to a share (5%) or a file")
-    low, high = wilson(sum(scores), len(scores)) if metric in SHARES else mean_interval(scores)
-    return Metric(sum(scores) / len(scores), low, high, len(scores))
+    if needs_model(metric) or metric in OF_ANSWERS:
+        raise DataError(f"{metric} is not counted of texts alone", where="evaluation.metrics", next_step="luthier eval counts it")
+    if metric in SUMMED:
+        if len(expecteds) != len(answers):
+            raise ValueError(f"{len(expecteds)} rows and {len(answers)} answers")
+        return SUMMED[metric](expecteds, answers).metric()
+    return sums.of_scores(row_scores(metric, expecteds, answers, beside), kind_of(metric)).metric()
 
 
-def parse(text: str) -> Any:
-    """The JSON value of a text, or NOT_JSON."""
-    try:
-        return json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        return NOT_JSON
+def kind_of(metric: str, samples: int = 1) -> sums.Kind:
+    """What one row's value is: 0 or 1, between them, or any number. The mean of several samples is between them."""
+    name = metric.partition("=")[0]
+    if name in PLAIN or OWN.fullmatch(metric):
+        return "number"
+    return "share" if samples == 1 and (name in SHARES or runs_code(metric)) else "mean"
 
 
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")
+def in_words(name: str, metric: Metric) -> str:
+    """A value with its interval: 97.3% (95-99), or 12.4 (11.9-13.0) where it is no share."""
+    if name.partition("=")[0] in PLAIN or OWN.fullmatch(name):
+        return f"{metric.value:.3g} ({metric.low:.3g} to {metric.high:.3g})"
+    return f"{metric.value:.1%} ({100 * metric.low:.0f}-{100 * metric.high:.0f})"
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Equal as JSON. Python's own equality takes 1, 1.0 and true for the same."""
-    if other is NOT_JSON:
-        return False
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+def difference_in_words(name: str, metric: Metric) -> str:
+    """A difference with its interval: +12.3 (9 to 15) points of percent, or in the metric's own unit where it is no share."""
+    if name.partition("=")[0] in PLAIN or OWN.fullmatch(name):
+        return f"{metric.value:+.3g} ({metric.low:.3g} to {metric.high:.3g})"
+    return f"{100 * metric.value:+.1f} ({100 * metric.low:.0f} to {100 * metric.high:.0f})"

@@ -1,19 +1,22 @@
 """The license of a model: of the catalog, or as a folder says it (README's front matter, LICENSE, what it was made from). No torch here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from luthier.config.data import DataSettings, SourceSettings
 from luthier.errors import ModelError
 from luthier.models import catalog, find, licenses, weights
 from luthier.models.licenses import Audit, Use
+from luthier.models.notice import NOT_STATED
 
 FRONT = "---"
 LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "USE_POLICY.md", "COPYING")
-NOT_STATED = "not stated"
+# What data.replay mixes in where no file is named (data/general/README.md).
+OF_LUTHIER = SourceSettings(path="the general rows of Luthier (data.replay)", license="CC0-1.0")
 # What the hub calls a license that is none of its list: license_name says which.
 OTHER = "other"
 
@@ -27,29 +30,54 @@ def audit(model: str, use: Use) -> Audit:
     return licenses.audit(model, name, use, notes)
 
 
-def attribution(model: str, folder: Path, rows: Sequence[str], base: Path) -> dict[str, Any]:
-    """What a run keeps of licenses: that of its model, which lies in `folder` and was named beside `base`, and of each of its sources of rows.
+def attribution(model: str, folder: Path, rows: Sequence[Mapping[str, str]], base: Path, adapter: Path | None = None) -> dict[str, Any]:
+    """What a run keeps of licenses: that of its model, which lies in `folder` and was named beside `base`, of each of its sources of rows
+    ({"source", "license", "attribution"}, the last two "" where they are not stated), and of the `adapter` that it goes on from.
 
     Never an error: what is not stated is said to be so.
     """
     card = find.of_catalog(model, base)
-    try:
-        name, notes = (card.license, ()) if card else stated_license(folder)
-    except ModelError as error:
-        name, notes = "", (error.problem,)
-    known = licenses.license_of(name)
     return {
-        "model": {
-            "name": model,
-            "license": name or NOT_STATED,
-            "url": known.url if known else "",
-            "asks_for": sorted({text for use in known.allows for text in known.obligations[use]}) if known else [],
-            "include": sorted({text for use in known.allows for text in known.include[use]}) if known else [],
-            "notes": list(notes),
-        },
-        "rows": [{"source": source, "license": NOT_STATED} for source in rows],
+        "model": {"name": model, **(_kept(card.license) if card else _kept_of(folder))},
+        "rows": [{**row, "license": licenses.known_id(row["license"]) or NOT_STATED} for row in rows],
+        "adapter": _of_adapter(adapter) if adapter else None,
         "tuned": "what is tuned stands under the license of its model, and under what the rows ask for",
     }
+
+
+def sources(data: DataSettings) -> list[dict[str, str]]:
+    """The sources of rows with the license and the attribution that the settings state for each ("" for none)."""
+    replayed = [SourceSettings(path=data.replay_from) if data.replay_from else OF_LUTHIER] if data.replay else []
+    asked = [*data.sources, *replayed]
+    return [{"source": source.path, "license": source.license or "", "attribution": source.attribution or ""} for source in asked]
+
+
+def _kept(name: str, notes: Sequence[str] = ()) -> dict[str, Any]:
+    known = licenses.license_of(name)
+    return {
+        "license": name or NOT_STATED,
+        "url": known.url if known else "",
+        "asks_for": sorted({text for use in known.allows for text in known.obligations[use]}) if known else [],
+        "include": sorted({text for use in known.allows for text in known.include[use]}) if known else [],
+        "notes": list(notes),
+    }
+
+
+def _kept_of(folder: Path) -> dict[str, Any]:
+    try:
+        return _kept(*stated_license(folder))
+    except ModelError as error:
+        return _kept("", [error.problem])
+
+
+def _of_adapter(adapter: Path) -> dict[str, Any]:
+    """What is known of an earlier adapter: of a run's, the rows that it was trained on; of any other, what its folder states."""
+    environment = adapter.parent / "environment.json"
+    kept = weights.read_object(environment, "name a run that is whole").get("licenses") if environment.is_file() else None
+    if not isinstance(kept, dict):
+        return {"name": str(adapter), **_kept_of(adapter), "rows": []}
+    earlier = kept.get("adapter") or {"rows": []}
+    return {"name": str(adapter.parent), **_kept(kept["model"]["license"]), "rows": [*earlier["rows"], *kept["rows"]]}
 
 
 def stated_license(folder: Path) -> tuple[str, tuple[str, ...]]:
@@ -62,6 +90,12 @@ def stated_license(folder: Path) -> tuple[str, tuple[str, ...]]:
     notes = tuple(f"{place} says {name}" for place, name in found.items())
     names = {name.lower(): name for name in found.values()}
     return " and ".join(names.values()), notes if len(names) == 1 else (*notes, "they differ: ask whoever made it")
+
+
+def texts(folder: Path) -> dict[str, str]:
+    """The texts of a model's license, to be passed on with what is made of it, by the names that they have there (its own NOTICE as NOTICE.base)."""
+    found = {name: folder / name for name in LICENSE_FILES} | {"NOTICE.base": folder / "NOTICE"}
+    return {name: path.read_text(encoding="utf-8", errors="replace") for name, path in found.items() if path.is_file()}
 
 
 def _front_matter(folder: Path) -> dict[str, Any]:
@@ -79,7 +113,7 @@ def _front_matter(folder: Path) -> dict[str, Any]:
 
 def _of_readme(front: dict[str, Any]) -> tuple[str, str]:
     stated = str(front.get("license") or "")
-    return "README.md", _known_id(str(front.get("license_name") or stated) if stated.lower() == OTHER else stated)
+    return "README.md", licenses.known_id(str(front.get("license_name") or stated) if stated.lower() == OTHER else stated)
 
 
 def _of_file(folder: Path) -> tuple[str, str]:
@@ -93,7 +127,7 @@ def _of_file(folder: Path) -> tuple[str, str]:
 def _of_manifest(folder: Path) -> tuple[str, str]:
     path = folder / "manifest.json"
     stated = weights.read_object(path, "fetch the model again").get("license") if path.is_file() else None
-    return path.name, _known_id(stated) if isinstance(stated, str) else ""
+    return path.name, licenses.known_id(stated) if isinstance(stated, str) else ""
 
 
 def _of_base(folder: Path, front: dict[str, Any]) -> tuple[str, str]:
@@ -103,8 +137,3 @@ def _of_base(folder: Path, front: dict[str, Any]) -> tuple[str, str]:
     hub = str(made_from[0] if isinstance(made_from, list) and made_from else made_from or "")
     card = catalog.card(hub) or catalog.of_hub(hub)
     return f"its base {hub}", card.license if card else ""
-
-
-def _known_id(name: str) -> str:
-    known = licenses.license_of(name)
-    return known.id if known else name

@@ -12,8 +12,8 @@ from luthier.models.fetch import fetch, require_libraries
 from luthier.reporting import Reporter
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-# Weights, configs, tokenizers and templates at the top of the repository; nothing that could be run.
-WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+# Weights, configs, tokenizers, templates and licenses at the top of the repository; nothing that could be run.
+WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICEN*", "NOTICE*", "USE_POLICY*"]
 # What says what a model is and what its license is, without its weights.
 SMALL = ["config.json", "README.md", "LICEN*", "USE_POLICY*"]
 UNWANTED = ["*/*", "consolidated*"]

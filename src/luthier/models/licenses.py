@@ -17,7 +17,8 @@ Verdict = Literal["allowed", "allowed with obligations", "not for this use", "un
 class License:
     """One license: the uses that it allows, what it asks for in each, and the text to include. A summary, no legal advice.
 
-    `phrase` (lower case) is found in its text; `unverified`: the text itself was not read.
+    `phrase` (lower case) is found in its text; `unverified`: the text itself was not read. `name_begins`: how the name of a tuned model has to
+    begin where it is made available ("": as one likes).
     """
 
     id: str
@@ -31,6 +32,7 @@ class License:
     read: str
     checked: str  # ISO date
     unverified: bool
+    name_begins: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ def _license(row: dict[str, Any]) -> License:
         read=row["read"],
         checked=row["checked"].isoformat(),
         unverified=row.get("unverified", False),
+        name_begins=row.get("name_begins", ""),
     )
 
 
@@ -82,6 +85,12 @@ def licenses() -> list[License]:
 def license_of(name: str) -> License | None:
     """The license of this id, in any case of letters, or None where the table has none."""
     return _table().get(name.lower())
+
+
+def known_id(name: str) -> str:
+    """The id of a license as the table spells it; a name that the table does not have as it is."""
+    known = license_of(name)
+    return known.id if known else name
 
 
 def of_text(text: str) -> License | None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import peft
 import torch
-from pydantic import ValidationError
 
 from luthier.config.adapters import LoraSettings
-from luthier.errors import ConfigError, ModelError
+from luthier.errors import ConfigError
 from luthier.models import initial, targets, vocabulary, weights
 from luthier.models.adapters import CONFIG, with_fp32_tables
+from luthier.models.earlier import settings_of as settings_of
 from luthier.models.facts import check_layers
 
 
@@ -24,11 +24,12 @@ def add(model: Any, settings: LoraSettings, *, seed: int = 0, trained_tokens: Se
     for names that the model has not.
     """
     saved = _saved_tables(model, settings.modules_to_save)
+    r, alpha, dropout = settings.numbers
     config = peft.LoraConfig(
         task_type=peft.TaskType.CAUSAL_LM,
-        r=settings.r,
-        lora_alpha=_whole(settings.lora_alpha),
-        lora_dropout=settings.lora_dropout,
+        r=r,
+        lora_alpha=_whole(alpha),
+        lora_dropout=dropout,
         target_modules=targets.resolve(model, settings.target_modules, settings.layers_to_transform),
         use_rslora=settings.use_rslora,
         use_dora=dora or settings.use_dora,
@@ -66,28 +67,6 @@ def hindrances(folder: Path) -> list[str]:
     """What keeps other programs from reading the adapter in `folder` as it is, a line each; the merged model holds all of it."""
     config = weights.read_object(folder / CONFIG, "name a folder that holds an adapter")
     return [f"{what}: export --to merged for these" for name, what in ELSEWHERE.items() if config.get(name)]
-
-
-def settings_of(folder: Path) -> LoraSettings:
-    """The settings of a LoRA adapter that PEFT or a run wrote into `folder`. Raises ModelError where it is none, or does what ours cannot."""
-    config = weights.read_object(folder / CONFIG, "name a run, or a folder that holds adapter_config.json")
-    where = str(folder / CONFIG)
-    if config.get("peft_type") != "LORA":
-        raise ModelError(f"holds an adapter of kind {config.get('peft_type')}", where=where, next_step="use a LoRA adapter, or init_from: a run")
-    stored = {name: config[name] for name in LoraSettings.model_fields if config.get(name) is not None and name != "init_lora_weights"}
-    if isinstance(stored.get("target_modules"), list):
-        stored["target_modules"] = sorted(stored["target_modules"])  # PEFT writes them in any order
-    if isinstance(stored.get("layers_to_transform"), int):
-        stored["layers_to_transform"] = [stored["layers_to_transform"]]
-    if other := [name for name in ("lora_bias", "layer_replication", "target_parameters", "alora_invocation_tokens") if config.get(name)]:
-        raise ModelError(f"sets {other[0]}, which is not trained here", where=where, next_step="use an adapter without it")
-    if "target_modules" not in stored:
-        raise ModelError("names no target_modules", where=where, next_step="save the adapter again with PEFT, which writes them")
-    try:
-        return LoraSettings.model_validate(stored)
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        raise ModelError(f"{wrong['loc'][0]} is {wrong['input']!r}: {wrong['msg']}", where=where, next_step="use another adapter") from error
 
 
 def _patterns(settings: LoraSettings) -> list[tuple[str, str]]:

@@ -17,25 +17,11 @@ from peft.utils.constants import (
 
 from luthier.config.adapters import Ia3Settings
 from luthier.errors import ConfigError, ModelError
-from luthier.models import targets, vocabulary
+from luthier.models import peft_types, targets, vocabulary
 from luthier.models.adapters import with_fp32_tables
 from luthier.models.blocks import known_blocks, sublayers
 
 TYPES = {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-# Types that are not run by their name: why, and what to do.
-ELSEWHERE = {
-    "LORA": ("is a method of its own", "method: lora"),
-    "PREFIX_TUNING": ("is a method of its own", "method: prefix"),
-    "PROMPT_TUNING": ("is a method of its own", "method: prompt"),
-    "P_TUNING": ("is a method of its own", "method: p_tuning"),
-    "ADALORA": ("moves its ranks in steps of its own between updates", "method: lora with lora.rank_pattern, or method: dora"),
-    "MULTITASK_PROMPT_TUNING": ("wants the number of its task with every row", "method: prompt"),
-    "POLY": ("wants the number of its task with every row", "method: lora"),
-    "CPT": ("makes its prompt from the tokens of examples", "method: prompt"),
-    "CARTRIDGE": ("begins with the keys and values of a text, made by steps of its own", "method: prefix"),
-    "XLORA": ("mixes LoRA adapters that are trained already", "method: lora"),
-    "SHADOW": ("trains a second model by a loss of its own", "method: lora"),
-}
 # type                  settings that it needs, with an example, and that PEFT has no value for
 NEEDED = {
     "ADAPTION_PROMPT":  {"adapter_len": "10", "adapter_layers": "2"},
@@ -49,18 +35,7 @@ KEYS_AND_VALUES = re.compile(r"(k|v|q?kv|key|value|query_key_value|c_attn|wqkv|i
 
 def require(asked: dict[str, Any]) -> type[peft.PeftConfig]:
     """The class of PEFT's config for the section `peft`. Raises ConfigError for a type or a setting that PEFT has not, with the nearest."""
-    given = asked.get("type")
-    if not isinstance(given, str):
-        raise ConfigError("no type is named", where="peft.type", next_step=f"one of: {', '.join(known_types())}")
-    name = given.upper().replace("-", "_")
-    if name in ELSEWHERE:
-        why, way_out = ELSEWHERE[name]
-        raise ConfigError(f"{given} {why}", where="peft.type", next_step=way_out)
-    if name not in TYPES:
-        near = difflib.get_close_matches(name, known_types(), n=1)
-        raise ConfigError(
-            f"PEFT has no type {given}", where="peft.type", next_step=f"did you mean {near[0]}?" if near else f"one of: {', '.join(known_types())}"
-        )
+    name = peft_types.type_of(asked.get("type"))
     config = TYPES[name]
     settings = _settings_of(config)
     for setting in asked.keys() - {"type"}:
@@ -114,7 +89,7 @@ def _settings_of(config: type[peft.PeftConfig]) -> list[str]:
 
 def known_types() -> list[str]:
     """The types that `method: peft` runs."""
-    return sorted(TYPES.keys() - ELSEWHERE.keys())
+    return sorted(TYPES.keys() - peft_types.ELSEWHERE.keys())
 
 
 def add(model: Any, asked: dict[str, Any], *, seed: int = 0) -> peft.PeftModel:

@@ -10,6 +10,8 @@ from peft.utils.transformers_weight_conversion import convert_peft_config_for_tr
 from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import ConfigError
+from luthier.models import layer_names
+from luthier.models.layer_names import ends_with, short
 
 # Layers that choose among experts; trained, they would send tokens elsewhere than the experts were made for.
 ROUTER = re.compile(r"(^|\.)(gate|\w*router\w*|\w*expert_gate)(\.|$)")
@@ -25,8 +27,8 @@ def resolve(model: Any, wanted: str | Sequence[str], layers: Sequence[int] = (),
     """
     linear = linear_layers(model)
     if wanted == ALL or list(wanted) == [ALL]:
-        return [name for name in _short(linear) if name not in _routers(linear) and not _names_experts(model, name)]
-    if isinstance(wanted, str) and not any(_ends_with(name, wanted) for name in linear):
+        return [name for name in short(linear) if name not in _routers(linear) and not _names_experts(model, name)]
+    if isinstance(wanted, str) and not any(ends_with(name, wanted) for name in linear):
         return _of_expression(model, wanted, linear, layers, where)
     return _of_names(model, [wanted] if isinstance(wanted, str) else list(wanted), linear, where)
 
@@ -37,26 +39,12 @@ def linear_layers(model: Any) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D) and module is not head]
 
 
-def _short(names: Sequence[str]) -> list[str]:
-    return sorted({name.rpartition(".")[2] for name in names})
-
-
 def _routers(names: Sequence[str]) -> set[str]:
     return {name.rpartition(".")[2] for name in names if ROUTER.search(name)}
 
 
-def _ends_with(name: str, target: str) -> bool:
-    return f".{name}".endswith(f".{target}")
-
-
 def _of_names(model: Any, wanted: list[str], linear: list[str], where: str) -> list[str]:
-    unknown = [target for target in wanted if not any(_ends_with(name, target) for name in linear)]
-    if unknown or not wanted:
-        raise ConfigError(
-            f"this model has no linear layer {', '.join(unknown)}" if unknown else "no layer is named",
-            where=where,
-            next_step=f"all-linear, or some of: {', '.join(_short(linear))}",
-        )
+    layer_names.require_names(wanted, linear, where)
     if experts := [target for target in wanted if _names_experts(model, target)]:
         raise ConfigError(
             f"{', '.join(experts)}: PEFT would take the experts of this model for them, which stay as they are",
@@ -72,20 +60,16 @@ def _of_expression(model: Any, expression: str, linear: list[str], layers: Seque
         raise ConfigError(
             "an expression for whole names chooses the layers itself, and layers_to_transform chooses them too",
             where=where,
-            next_step=rf"write the numbers into the expression (.*\.(1|2)\..*{_short(linear)[0]}), or name the layers: [{_short(linear)[0]}]",
+            next_step=rf"write the numbers into the expression (.*\.(1|2)\..*{short(linear)[0]}), or name the layers: [{short(linear)[0]}]",
         )
     left_out = _routers(linear)
     matched = [name for name in linear if pattern.fullmatch(name) and name.rpartition(".")[2] not in left_out]
     matched = [name for name in matched if not _names_experts(model, name)]
     if not matched:
-        raise ConfigError(
-            f"no linear layer has {expression!r} as its name, nor does its whole name match it",
-            where=where,
-            next_step=f"all-linear, or some of: {', '.join(_short(linear))} (a whole name is {linear[0]})",
-        )
-    short = _short(matched)
-    every = [name for name in linear if name.rpartition(".")[2] in short]
-    return short if every == matched else matched
+        raise layer_names.no_match(expression, linear, where)
+    names = short(matched)
+    every = [name for name in linear if name.rpartition(".")[2] in names]
+    return names if every == matched else matched
 
 
 def _names_experts(model: Any, target: str) -> bool:

@@ -12,7 +12,10 @@ from luthier.models.catalog import ModelCard
 from luthier.models.facts import ModelFacts
 from luthier.models.licenses import Audit
 from luthier.plan import memory, time
-from luthier.plan.choose import USABLE_SHARE
+from luthier.plan.cost import USABLE_SHARE
+from luthier.plan.hyperparameters import band
+from luthier.plan.in_words import duration, size
+from luthier.plan.machine import rules as hyperparameter_rules
 from luthier.plan.wishes import Device, Wishes, device_rules, rules
 
 METHODS = ("lora", "qlora", "full")
@@ -78,8 +81,8 @@ def _judge(card: ModelCard, wishes: Wishes) -> Candidate | Refusal:
     assert method is not None
     terms = _terms(card, wishes, method)
     reasons = [f"{points:+.1f} {why}" for points, why in terms]
-    reasons.append(f"memory: {', '.join(f'{name} {_gb(needs[name])}' for name in METHODS)} (estimates); {_gb(_usable(wishes.device))} may be taken")
-    reasons.append(f"about {_duration(seconds)} of training with {method}, and {token_ms:.0f} ms for a token of an answer in {form} (estimates)")
+    reasons.append(f"memory: {', '.join(f'{name} {size(needs[name])}' for name in METHODS)} (estimates); {size(_usable(wishes.device))} may be taken")
+    reasons.append(f"about {duration(seconds)} of training with {method}, and {token_ms:.0f} ms for a token of an answer in {form} (estimates)")
     named = [language for language in wishes.languages if language in card.languages]
     reasons.append(f"names {', '.join(named) or 'none of the wanted'} among its languages ({card.many_languages or len(card.languages)})")
     reasons.append(f"{verdict.verdict}: {verdict.license}")
@@ -109,7 +112,7 @@ def training_seconds(facts: ModelFacts, method: str, wishes: Wishes) -> float:
     """Estimated seconds of a run over the rows, as many passes as is usual for their number, activations computed again."""
     usual = rules()["usual"]
     row_tokens = max(usual["row_tokens"], wishes.context // 2)
-    passes = next(passes for below, passes in rules()["passes"]["bands"] if wishes.rows < (below or math.inf))
+    passes = band(hyperparameter_rules()["num_train_epochs"]["bands"], wishes.rows)[1]
     executed = wishes.rows * passes * row_tokens
     if method == "full":
         flops = time.full_flops(facts, executed, executed // 2, row_tokens)
@@ -154,9 +157,9 @@ def _against(
         against.append(f"its context is {card.extended:,} tokens, and {wishes.context:,} are asked for")
     if method is None:
         least = min(needs, key=lambda one: needs[one])
-        against.append(f"needs about {_gb(needs[least])} with {least}, and {_gb(_usable(wishes.device))} may be taken of {wishes.device.name}")
+        against.append(f"needs about {size(needs[least])} with {least}, and {size(_usable(wishes.device))} may be taken of {wishes.device.name}")
     elif seconds > wishes.hours * 3600:
-        against.append(f"would train about {_duration(seconds)} here, and {wishes.hours:g} hours are granted")
+        against.append(f"would train about {duration(seconds)} here, and {wishes.hours:g} hours are granted")
     if wishes.latency_ms and token_ms > wishes.latency_ms:
         against.append(f"takes about {token_ms:.0f} ms for a token of an answer, and {wishes.latency_ms:g} are granted")
     return against
@@ -215,14 +218,3 @@ def _advice(wishes: Wishes) -> tuple[str, ...]:
         advice.append("facts that change belong into retrieval; tune for the form of the answer")
     advice.append("MMLU is one test of knowledge in English: luthier eval on your own rows counts more")
     return tuple(advice)
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.3g} GB"
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
-        if seconds >= 1.5 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{max(1.0, seconds):.0f} s"

@@ -1,6 +1,7 @@
 """What this machine is: as `luthier doctor` measured it, or a cautious guess where nothing was measured."""
 
 import dataclasses
+import functools
 import os
 import platform
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier import files
-from luthier.errors import RunError
+from luthier.errors import ConfigError, RunError
 from luthier.records import Machine
 
 LOADED = time.monotonic()
@@ -18,6 +19,7 @@ MACHINE_FILE = "machine.json"
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86 names, then ARM's
 
 
+@functools.cache
 def rules() -> dict[str, Any]:
     """The tables of hyperparameters.toml."""
     return tomllib.loads(resources.files("luthier.plan").joinpath("hyperparameters.toml").read_text(encoding="utf-8"))
@@ -66,6 +68,25 @@ def this_machine_without_torch() -> Machine:
     cores = usable_cores()
     bf16 = rate["bf16_units"] if flags & BF16_FLAGS else rate["bf16_emulated"]
     return Machine("cpu", f"{name} (rates not measured)", cores, memory_bytes(), float(bf16 * cores), float(rate["fp32"] * cores))
+
+
+def planned_machine(home: Path, device: str) -> Machine:
+    """The machine that a plan for this `device` (a setting) counts with. Raises ConfigError for a device that is not here or was never measured."""
+    stored = stored_machine(home)
+    if stored and device in ("auto", stored.device):
+        return stored
+    if device in ("auto", "cpu"):
+        return this_machine_without_torch()
+    if not _has_device(device):
+        raise ConfigError(f"{device} is not on this machine", where="device", next_step="device: auto, or luthier doctor")
+    raise ConfigError(f"{device} was never measured on this machine", where="device", next_step="luthier doctor measures it")
+
+
+def _has_device(device: str) -> bool:
+    """Whether the system shows a driver: NVIDIA's (in WSL too) or AMD's for cuda, Apple's for mps. torch may still not see the card."""
+    if device == "mps":
+        return platform.system() == "Darwin"
+    return any(Path(sign).exists() for sign in ("/proc/driver/nvidia/version", "/dev/dxg", "/dev/kfd"))
 
 
 def process_seconds() -> float:

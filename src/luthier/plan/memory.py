@@ -23,6 +23,8 @@ TRAINED_NUMBER_BYTES = 8
 # stood at 1.2 GB after one update, 1.9 GB after 60 and 2.0 GB after 224, and 90 rows of mixed length at 1.2 GB and, 19 updates later,
 # 1.64 GB (peak_bytes in metrics.jsonl, 2026-11-23).
 PROCESS_BYTES = 1_250_000_000
+# On a GPU: CUDA's context, the libraries' workspaces, and what the allocator holds in pieces that are too small.
+CUDA_CONTEXT_BYTES = 800_000_000
 # The engine holds to these. A chunk of logits: below some hundred rows a product with a head is spent on reading the head; above 256
 # nothing is won (49,152 words).
 LOGITS_CHUNK_ROWS = 256
@@ -66,9 +68,12 @@ def lora_parameters(
     as hidden * hidden. `layers` are the numbers of the layers that are adapted; none given: all. `rank_pattern` gives some of them
     another r, and `dora` trains a number for each output too.
     """
-    adapted = adapted_shapes(facts, targets, layers)
     ranks = rank_pattern or {}
-    return sum(_rank_of(name, r, ranks) * (inputs + outputs) + dora * outputs for name, (inputs, outputs) in adapted.items())
+    # Where all layers have the same adapters, those of one are counted: a plan asks hundreds of times.
+    alike = not ranks and not (isinstance(targets, str) and targets != "all-linear" and not PLAIN_NAME.fullmatch(targets))
+    adapted = adapted_shapes(facts, targets, [0] if alike else layers)
+    count = sum(_rank_of(name, r, ranks) * (inputs + outputs) + dora * outputs for name, (inputs, outputs) in adapted.items())
+    return count * len(set(layers or range(facts.layers))) if alike else count
 
 
 def adapted_shapes(facts: ModelFacts, targets: str | list[str], layers: list[int] | None = None) -> dict[str, tuple[int, int]]:
@@ -107,20 +112,21 @@ def active_body_parameters(facts: ModelFacts) -> int:
     return body_parameters(facts) - (facts.parameters - facts.active_parameters)
 
 
-def activation_bytes_per_token(facts: ModelFacts, number_bytes: int, recomputed: str = "off") -> int:
+def activation_bytes_per_token(facts: ModelFacts, number_bytes: int, recomputed: str = "off", norms_are_trained: bool = False) -> int:
     """What the backward pass needs of one token, in all blocks.
 
-    A block keeps: two residual inputs and two normed ones (4 * hidden), the norms' fp32 copies (2 * 2 * hidden * 4 bytes), queries and
-    the attention's output (2 * heads * head_dim), keys and values (2 * kv_heads * head_dim), and four of the MLP's width
-    (gate, up, silu(gate), product; two where there is no gate), for each expert that sees the token. `recomputed`
-    (training.gradient_checkpointing) keeps less of all blocks but one, which is being computed again: selective all but the norms' copies
-    and the MLP's width, full the input alone.
+    A block keeps: what its two norms read, in fp32 (2 * hidden * 4 bytes), and what they gave (2 * hidden), queries and the attention's
+    output (2 * heads * head_dim), keys and values (2 * kv_heads * head_dim), and four of the MLP's width (gate, up, silu(gate), product;
+    two where there is no gate), for each expert that sees the token. Where the norms are trained, what they gave is kept twice, without
+    their weights and with them. `recomputed` (training.gradient_checkpointing) keeps less of all blocks but one, which is being computed
+    again: selective the residual inputs and no fp32 copy, and nothing of the MLP's width; full the input alone.
     """
     queries, keys = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
-    around_attention = (4 * facts.hidden + 2 * queries + 2 * keys) * number_bytes
+    of_attention = (2 * queries + 2 * keys) * number_bytes
     mlp = (4 if facts.gated else 2) * facts.intermediate * max(1, facts.experts_used) * number_bytes
-    block = around_attention + mlp + 16 * facts.hidden
-    kept = {"off": block, "selective": around_attention, "full": facts.hidden * number_bytes}[recomputed]
+    block = of_attention + mlp + (2 + 2 * norms_are_trained) * facts.hidden * number_bytes + 8 * facts.hidden
+    selective = of_attention + 4 * facts.hidden * number_bytes
+    kept = {"off": block, "selective": selective, "full": facts.hidden * number_bytes}[recomputed]
     return facts.layers * kept + block - kept
 
 
@@ -161,20 +167,23 @@ def lora_run_bytes(
     recomputed: str = "off",
     frozen_base: str = "bf16",
     linear_bits: float | None = None,
+    device: str = "cpu",
+    keeps_attention: bool = True,
 ) -> dict[str, int]:
     """Peak memory of a LoRA run by what needs it.
 
     `trained` is lora_parameters(...); `micro_batch_tokens` the tokens that go through the model at once; `row_tokens` a usual row's
     length; `prefix_tokens` what is shared (0: nothing); `optim`, `recomputed` and `frozen_base` are training.optim,
     training.gradient_checkpointing and training.frozen_base (fp8 keeps two more forms of the weights, of a byte each).
-    `linear_bits` are those of a weight of a linear layer where the base is quantized (quantized_bits).
+    `linear_bits` are those of a weight of a linear layer where the base is quantized (quantized_bits). With `keeps_attention` the weights of
+    attention wait for the backward pass, as blocks.py does it; kernels for GPUs make them again.
     """
     whole = facts.parameters * (PRECISION_BYTES[precision] + 2 * (frozen_base == "fp8"))
     return {
-        "process": PROCESS_BYTES,
+        **_before_anything(device),
         "weights": whole if linear_bits is None else quantized_weights_bytes(facts, precision, linear_bits),
         "adapter and optimizer": round((TRAINED_NUMBER_BYTES + MOMENTS_BYTES[optim]) * trained),
-        **_passing_bytes(facts, precision, micro_batch_tokens, row_tokens, prefix_tokens, recomputed),
+        **_passing_bytes(facts, precision, micro_batch_tokens, row_tokens, prefix_tokens, recomputed, keeps_attention),
     }
 
 
@@ -208,6 +217,8 @@ def full_run_bytes(
     trained: int | None = None,
     head_is_trained: bool = True,
     idle_layers: int = 0,
+    device: str = "cpu",
+    keeps_attention: bool = True,
 ) -> dict[str, int]:
     """Peak memory of a run that trains every weight, by what needs it; the arguments are those of lora_run_bytes.
 
@@ -220,22 +231,55 @@ def full_run_bytes(
     of_table = MOMENTS_BYTES["adamw"] - MOMENTS_BYTES["muon"] if optim == "muon" else 0.0
     running_back = dataclasses.replace(facts, layers=facts.layers - idle_layers)
     return {
-        "process": PROCESS_BYTES,
+        **_before_anything(device),
         "weights": facts.parameters * number_bytes,
         "gradients and optimizer": round(of_number * (facts.parameters if trained is None else trained))
         + head_is_trained * ((4 + number_bytes) * facts.vocabulary * facts.hidden + round(of_table * (facts.parameters - body_parameters(facts)))),
-        **_passing_bytes(running_back, precision, micro_batch_tokens, row_tokens, prefix_tokens, recomputed),
+        **_passing_bytes(running_back, precision, micro_batch_tokens, row_tokens, prefix_tokens, recomputed, keeps_attention, True),
     }
 
 
+def _before_anything(device: str) -> dict[str, int]:
+    return {"CUDA context": CUDA_CONTEXT_BYTES} if device == "cuda" else {"process": PROCESS_BYTES}
+
+
 def _passing_bytes(
-    facts: ModelFacts, precision: str, micro_batch_tokens: int, row_tokens: int, prefix_tokens: int, recomputed: str
+    facts: ModelFacts,
+    precision: str,
+    micro_batch_tokens: int,
+    row_tokens: int,
+    prefix_tokens: int,
+    recomputed: str,
+    keeps_attention: bool,
+    norms_are_trained: bool = False,
 ) -> dict[str, int]:
     """What tokens need on their way through the model, whatever is trained."""
     number_bytes = PRECISION_BYTES[precision]
-    per_token = activation_bytes_per_token(facts, number_bytes, recomputed) + attention_bytes_per_token(facts, row_tokens, number_bytes, recomputed)
+    per_token = activation_bytes_per_token(facts, number_bytes, recomputed, norms_are_trained)
+    per_token += attention_bytes_per_token(facts, row_tokens, number_bytes, recomputed) if keeps_attention else 0
     return {
         "activations": micro_batch_tokens * per_token,
         "shared prefix": shared_prefix_bytes(facts, prefix_tokens, number_bytes, recomputed),
         "logits": logits_bytes(facts),
     }
+
+
+def measuring_bytes(
+    facts: ModelFacts, precision: str, micro_batch_tokens: int, answers: int, prompt_tokens: int, answer_tokens: int, batch_tokens: int
+) -> int:
+    """What an evaluation needs beside the weights, where nothing waits for a backward pass: one block's activations of a micro-batch of
+    held-out rows, or, if that is more, so many answers at once, prompts as they run through one block, the keys and values of
+    `batch_tokens` tokens at most (and those of a layer twice, when finished rows leave), and logits in two formats."""
+    number_bytes = PRECISION_BYTES[precision]
+    block = activation_bytes_per_token(dataclasses.replace(facts, layers=1), number_bytes)
+    kept_tokens = min(answers * (prompt_tokens + answer_tokens), max(batch_tokens, prompt_tokens + answer_tokens))
+    kept = kept_tokens * 2 * (facts.layers + 1) * facts.kv_heads * facts.head_dim * number_bytes
+    prompts = kept_tokens * prompt_tokens // max(1, prompt_tokens + answer_tokens) * block
+    logits = answers * facts.vocabulary * (number_bytes + 4)
+    return max(micro_batch_tokens * block, prompts + kept + logits if answers else 0)
+
+
+def side_by_side_bytes(parts: dict[str, int], trained: int) -> int:
+    """What two micro-batches at once take beyond one after the other: gradients of each lane's own, and half of what is on its way again,
+    since both are at their peaks at once and what one frees does not fit the other (2,321 tokens of SmolLM2-135M: 3.36 GB became 4.26)."""
+    return 2 * 4 * trained + (parts["activations"] + parts["logits"]) // 2

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from luthier.config.preference import ROWS
-from luthier.plan.choose import DataShape
+from luthier.plan.cost import DataShape
 from luthier.records import Conversation
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
@@ -70,7 +70,7 @@ def _of_text(rows: Sequence[Conversation]) -> DataShape:
         train_tokens=sum(lengths),
         trained_tokens=sum(trained),
         longest=max(lengths),
-        shared_prefix_tokens=_tokens(first.pop()) if len(first) == 1 else 0,
+        shared_prefix_tokens=_tokens(first.pop()) + TOKENS_PER_TURN if len(first) == 1 else 0,
         answer_p99=trained[min(len(trained) - 1, int(0.99 * len(trained)))],
     )
 

@@ -3,9 +3,9 @@
 from luthier.models.facts import ModelFacts
 from luthier.plan.memory import active_body_parameters, linear_parameters
 
-# Share of the probe's rate that a whole update reaches: 0.45 with 1,000 tokens an update, 0.23 in `luthier demo` (330 tokens an update)
-# (2 cores with bf16 units, 2026-11-22).
-EFFICIENCY = 0.36
+# Share of the measured rate that a whole update reaches. CPU: 0.43 to 0.53 for updates of some thousand tokens on 2 cores with bf16 units
+# (docs/performance.md); less for updates of a few hundred. GPU: a third of the data sheet's rate, which nothing here has measured.
+EFFICIENCY = {"cpu": 0.47, "cuda": 0.36}
 # Making a weight of a quantized base takes as long as so many operations of a product (NF4 on 2 cores with bf16 units, 2026-11-23).
 DEQUANTIZING_FLOPS = 200
 
@@ -84,6 +84,6 @@ def dequantized_flops(facts: ModelFacts, passes: int) -> float:
     return 2.0 * passes * linear_parameters(facts) * DEQUANTIZING_FLOPS
 
 
-def seconds(flops: float, gflops: float) -> float:
-    """Estimated seconds for `flops` operations on a machine whose matrix products run at `gflops` GFLOP/s."""
-    return flops / (gflops * 1e9 * EFFICIENCY)
+def seconds(flops: float, gflops: float, device: str = "cuda") -> float:
+    """Estimated seconds for `flops` operations on a device of this kind whose matrix products run at `gflops` GFLOP/s."""
+    return flops / (gflops * 1e9 * EFFICIENCY.get(device, EFFICIENCY["cuda"]))

@@ -17,7 +17,7 @@ def _lora(settings: Settings, facts: ModelFacts) -> int:
     asked = settings.lora
     tables = memory.table_parameters(facts, bool(asked.modules_to_save), len(settings.tokenizer.add_special_tokens))
     dora = asked.use_dora or settings.method == "dora"
-    adapted = (facts, asked.r, asked.target_modules, asked.layers_to_transform)
+    adapted = (facts, asked.numbers[0], asked.target_modules, asked.layers_to_transform)
     return memory.lora_parameters(*adapted, rank_pattern=asked.rank_pattern, dora=dora) + tables
 
 

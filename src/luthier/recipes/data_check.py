@@ -26,7 +26,7 @@ from luthier.diagnose.data_plots import write_plots
 from luthier.diagnose.data_report import DataReport, charts
 from luthier.errors import CallError, ConfigError, DataError, ModelError
 from luthier.models import facts, find
-from luthier.plan import choose
+from luthier.plan import choose, counts, shape
 from luthier.records import Conversation, Source, TokenizedExample
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import SCHEMA
@@ -256,7 +256,9 @@ def _tokens(config: Config, rows: Rows, needs_model: bool, reporter: Reporter) -
     data = config.settings.data
     limit = max_length - data.reserve_for_generation
     try:
-        return _Tokens(prepare.tokenize_rows(rows, tokenizer, max_length, data, reporter), tokenizer, limit)
+        prepared = prepare.tokenize_rows(rows, tokenizer, max_length, data, reporter)
+        _keep_counts(config, prepared)
+        return _Tokens(prepared, tokenizer, limit)
     except DataError as error:
         stopped = str(error)
     try:
@@ -265,6 +267,13 @@ def _tokens(config: Config, rows: Rows, needs_model: bool, reporter: Reporter) -
         return _Tokens(prepare.tokenize_rows(rows, tokenizer, max_length, set_aside, reporter), tokenizer, limit, stopped=stopped)
     except DataError:
         return _Tokens(left_out=WITHOUT_TOKENS, stopped=stopped)
+
+
+def _keep_counts(config: Config, prepared: Prepared) -> None:
+    """For the plans that follow, where an example is a row."""
+    if config.settings.objective == "sft":
+        counted = shape.of_tokens(prepared.lengths, prepared.trained_tokens, prepared.shared_prefix_tokens)
+        counts.keep(counts.counts_file(files.home(), config.settings, prepared.rows.sources), counted)
 
 
 def _tokenizer(config: Config, reporter: Reporter, say: Callable[[str], None]) -> tuple[Any, int]:

@@ -15,19 +15,20 @@ from luthier.records import Parity, Scorecard
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder
 
-# What a user would write. Rate and batch are what `auto` gives for 135M parameters and 896 rows, written out so that they stay.
+# What a user would write. Rate and batch are what `auto` gives for 135M parameters and one pass over 896 rows, written out so that they stay.
 SETTINGS = """\
 model: smollm2-135m-instruct
 data:
   train: {train}
   eval: {test}
 method: lora
-lora: {{r: 16, lora_alpha: 32, target_modules: all-linear}}
+lora: {{r: 16, lora_alpha: 32, lora_dropout: 0.0, target_modules: all-linear}}
 training:
   batch_size: 4
   num_train_epochs: 1
   learning_rate: 1e-3
   lr_scheduler_type: linear
+  warmup_ratio: 0.03
   precision: {precision}     # the faster one of this machine, so that a second run is the same
   logging_steps: 25
   save_steps: 100

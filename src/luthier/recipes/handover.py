@@ -15,7 +15,7 @@ from luthier.diagnose.report import write_report
 from luthier.engine import Engine, opening
 from luthier.errors import CallError, RunError
 from luthier.export import merged, parity
-from luthier.models import lora
+from luthier.models import audit, lora, notice
 from luthier.records import Conversation, Parity, TokenizedExample
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder
@@ -70,6 +70,7 @@ def _export(run: RunFolder, config: Config, to: str, target: Path, precision: st
             merged.write_adapter(trained, target, config.settings.model)
             exported = opening.open_trained(run, reporter, "fp32", adapter=target)
             precision = "fp32"
+        _write_notice(run, config, target, reporter)
         after = _answers(exported, prompts, examples, length)
         bar.advance(2)
 
@@ -79,6 +80,20 @@ def _export(run: RunFolder, config: Config, to: str, target: Path, precision: st
     run.add_parity(certificate)
     write_report(run)
     return target, certificate
+
+
+def _write_notice(run: RunFolder, config: Config, target: Path, reporter: Reporter) -> None:
+    """Put NOTICE beside what is exported, with the texts of its base's license as far as the base brings them."""
+    environment = files.read_json(run.environment)
+    base = Path(environment["model_folder"])
+    # A run of an earlier version kept none.
+    kept = environment.get("licenses") or audit.attribution(config.settings.model, base, audit.sources(config.settings.data), config.file.parent)
+    files.write_text(target / notice.FILE, notice.notice(kept, target.name))
+    for name, text in audit.texts(base).items():
+        files.write_text(target / name, text)
+    begins = notice.wrong_name(kept, target.name)
+    rule = f"; where it is made available, its name has to begin with {begins!r}" if begins else ""
+    reporter.say(f"{notice.FILE} says what its licenses ask for (model: {kept['model']['license']}{rule})")
 
 
 def _readers(config: Config) -> str:

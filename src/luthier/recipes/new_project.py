@@ -28,8 +28,8 @@ INSTRUCTION = "Which team should read this message: billing, delivery, technical
 SET: dict[type[BaseModel], dict[str, Any]] = {
     Settings: {"model": MODEL, "method": "lora", "seed": 0},
     DataSettings: {"train": "data/train.jsonl", "eval": "data/test.jsonl"},
-    LoraSettings: {"r": 16, "lora_alpha": 32},
-    TrainingSettings: {"batch_size": "auto", "num_train_epochs": 3, "learning_rate": "auto"},
+    LoraSettings: {"r": "auto", "lora_alpha": "auto"},
+    TrainingSettings: {"batch_size": "auto", "num_train_epochs": "auto", "learning_rate": "auto"},
     EvaluationSettings: {"metrics": ["exact_match"]},
 }
 

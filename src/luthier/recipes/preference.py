@@ -3,7 +3,8 @@
 from luthier.config.load import Config
 from luthier.config.preference import ROWS
 from luthier.diagnose.report import write_report
-from luthier.evaluate import metrics
+from luthier.diagnose.table import first_look
+from luthier.evaluate import in_loop, metrics
 from luthier.plan import shape
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder
@@ -11,7 +12,9 @@ from luthier.serve import contract
 from luthier.train import preference, session
 
 
-def fit(config: Config, reporter: Reporter | None = None, *, title: str = "", resume: RunFolder | None = None) -> RunFolder:
+def fit(
+    config: Config, reporter: Reporter | None = None, *, title: str = "", resume: RunFolder | None = None, watch: session.Watch | None = None
+) -> RunFolder:
     """Train as `config` says; returns the run folder, as sft.fit does. Its metrics hold rewards, margins and accuracies by TRL's names.
 
     dpo and kto compare with the model as it is before the training: what it makes of every row is computed once and kept in the run folder.
@@ -30,13 +33,14 @@ def fit(config: Config, reporter: Reporter | None = None, *, title: str = "", re
 
     with session.opened(config, plan, ready, len(judged), reporter, title=title, resume=resume) as run:
         engine = session.start(run, plan, ready, reporter, resume=resume is not None)
-        task = preference.task(plan.settings, engine, prepared, run, reporter)
+        task = preference.task(plan.settings, engine, prepared, run, reporter, in_loop.means(asked.evaluation.metrics, config.file.parent))
         place = session.place(run, plan, ready, engine, resume is not None, reporter)
         contract.write(run, ready.tokenizer, engine.stop_ids, prepared.rows.train)
         session.check(run, engine, plan, ready, task, reporter)
-        session.train(run, engine, plan, prepared, task, place, reporter)
+        session.train(run, engine, plan, prepared, task, place, reporter, watch)
 
         engine.save_state(run.model if asked.method == "full" else run.adapter, base_name=asked.model)
+        first_look(run, reporter)
         write_report(run)
         run.say("finished")
     return run

@@ -95,7 +95,8 @@ def rehearsed(config: Config, rows: int, reporter: Reporter) -> tuple[Config, li
     folder = f"{config.beside(settings.output_dir)}/{FOLDER}"
     values: dict[str, Any] = {"model": card.name, "data.max_rows": rows, "output_dir": str(Path(folder).resolve()), "resume": "never"}
     notes = [f"rehearsal: {card.name} in place of {settings.model}, {rows} rows, 1 epoch, in {folder}"]
-    epochs = min(1.0, settings.training.num_train_epochs)
+    asked = settings.training.num_train_epochs
+    epochs = 1.0 if asked == "auto" else min(1.0, asked)
     values |= {"report_to": [], "training.num_train_epochs": epochs, "evaluation.max_rows": ASKED_ROWS, "evaluation.base_rows": ASKED_ROWS}
     if settings.evaluation.max_new_tokens == "auto" or int(settings.evaluation.max_new_tokens) > LONGEST_ANSWER:
         values["evaluation.max_new_tokens"] = LONGEST_ANSWER

@@ -2,18 +2,22 @@
 
 from luthier.config.load import Config
 from luthier.diagnose.report import write_report
-from luthier.evaluate import metrics
+from luthier.diagnose.table import first_look
+from luthier.evaluate import in_loop, metrics
 from luthier.plan import shape
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder
 from luthier.serve import contract
-from luthier.train import session
+from luthier.train import measuring, session
 
 
-def fit(config: Config, reporter: Reporter | None = None, *, title: str = "", resume: RunFolder | None = None) -> RunFolder:
+def fit(
+    config: Config, reporter: Reporter | None = None, *, title: str = "", resume: RunFolder | None = None, watch: session.Watch | None = None
+) -> RunFolder:
     """Train as `config` says; returns the run folder, with the adapter in PEFT's format (method: full: the model in Transformers') and the report.
 
     Broken data stops it before a model is fetched or loaded. `resume` goes on from that run's newest whole checkpoint.
+    `watch` makes one more watcher of the updates.
     """
     reporter = reporter or Silent()
     session.require_objective(config, {"sft"})
@@ -30,11 +34,13 @@ def fit(config: Config, reporter: Reporter | None = None, *, title: str = "", re
         engine = session.start(run, plan, ready, reporter, resume=resume is not None)
         place = session.place(run, plan, ready, engine, resume is not None, reporter)
         contract.write(run, ready.tokenizer, engine.stop_ids, prepared.rows.train)
-        task = session.Task(prepared.train, prepared.lengths, lambda: (engine.held_out_loss(prepared.held_out), {}))
+        score = in_loop.means(asked.evaluation.metrics, config.file.parent)
+        task = session.Task(prepared.train, prepared.lengths, lambda: measuring.of_answers(engine, prepared.held_out), score)
         session.check(run, engine, plan, ready, task, reporter)
-        session.train(run, engine, plan, prepared, task, place, reporter)
+        session.train(run, engine, plan, prepared, task, place, reporter, watch)
 
         engine.save_state(run.model if asked.method == "full" else run.adapter, base_name=asked.model)
+        first_look(run, reporter)
         write_report(run)
         run.say("finished")
     return run

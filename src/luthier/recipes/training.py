@@ -5,13 +5,16 @@ from luthier.diagnose.report import write_report
 from luthier.recipes import preference, sft
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder
-from luthier.train import resuming
+from luthier.train import resuming, session
 
 
-def fit(config: Config, reporter: Reporter | None = None, *, resume: RunFolder | None = None) -> RunFolder:
+def fit(
+    config: Config, reporter: Reporter | None = None, *, title: str = "", resume: RunFolder | None = None, watch: session.Watch | None = None
+) -> RunFolder:
     """Train as `config` says; see sft.fit (answers) and preference.fit (rows that judge).
 
     `resume` is a run that was stopped; with `resume: auto` in the settings one of the same settings is looked for.
+    `watch` makes one more watcher of the updates, which may end the run by an error of its own.
     """
     reporter = reporter or Silent()
     if resume is None and config.settings.resume == "auto":
@@ -24,7 +27,7 @@ def fit(config: Config, reporter: Reporter | None = None, *, resume: RunFolder |
         resuming.require_not_ended(resume)
         reporter.say(f"goes on with {resume.path}")
     recipe = sft.fit if config.settings.objective == "sft" else preference.fit
-    return recipe(config, reporter, resume=resume)
+    return recipe(config, reporter, title=title, resume=resume, watch=watch)
 
 
 def newest_stopped(config: Config) -> RunFolder:

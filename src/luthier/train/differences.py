@@ -11,6 +11,7 @@ PRINTED = "only what is printed or written beside"
 KEPT = "how the state is kept, not what it is"
 AFTERWARDS = "read after the training"
 MEASURED = "measures at other steps; the updates are the same"
+ENDS = "says when to end; the updates are the same"
 CONTENT = "what it holds is compared"
 ROUNDING = "the same to rounding, no longer to the bit"
 PATCH = "a patch release; the same to rounding"
@@ -27,6 +28,10 @@ HARMLESS = {
     "training.keep_best":                 KEPT,
     "training.async_save":                KEPT,
     "evaluation.every_steps":             MEASURED,
+    "evaluation.in_loop_rows":            MEASURED,
+    "evaluation.general":                 MEASURED,
+    "evaluation.early_stopping_patience": ENDS,
+    "evaluation.early_stopping_threshold": ENDS,
     "evaluation.metrics":                 AFTERWARDS,
     "evaluation.max_rows":                AFTERWARDS,
     "evaluation.base_rows":               AFTERWARDS,
@@ -34,6 +39,7 @@ HARMLESS = {
     "evaluation.max_new_tokens":          AFTERWARDS,
     "data.train":                         CONTENT,
     "data.eval":                          CONTENT,
+    "data.replay_from":                   CONTENT,
     "model":                              CONTENT,
     "template":                           CONTENT,
     "tokenizer.path":                     CONTENT,

@@ -110,8 +110,10 @@ def fit(
         if engine.micro_batch_tokens != budget:
             on_smaller(update + 1, budget, engine.micro_batch_tokens)
             budget = engine.micro_batch_tokens
-        if stop.signal and update + 1 < course.updates:
+        if (stop.signal or stop.enough) and update + 1 < course.updates:
             teller.tell()
+            if not stop.signal:
+                teller.require_finite()
             return update + 1
     teller.require_finite()
     return course.updates

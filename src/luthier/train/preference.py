@@ -22,6 +22,7 @@ from luthier.engine import Engine
 from luthier.records import Judged, TokenizedExample, UpdateLoss
 from luthier.reporting import Reporter
 from luthier.run_folder import RunFolder
+from luthier.train.measuring import Score
 from luthier.train.objectives import Update, weights_of
 from luthier.train.session import Task
 from luthier.train.watchers import tell
@@ -117,7 +118,7 @@ def judged_rows(prepared: Prepared, objective: str) -> tuple[JudgedRows, JudgedR
     return of(prepared.train, prepared.rows.train), of(prepared.held_out, prepared.rows.held_out)
 
 
-def task(settings: Settings, engine: Engine, prepared: Prepared, run: RunFolder, reporter: Reporter) -> Task:
+def task(settings: Settings, engine: Engine, prepared: Prepared, run: RunFolder, reporter: Reporter, score: Score | None = None) -> Task:
     """What the training learns of judged rows. The reference is computed, or read where the run has it already."""
     rows, held_out = judged_rows(prepared, settings.objective)
     for note in _notes(rows, held_out):
@@ -139,7 +140,7 @@ def task(settings: Settings, engine: Engine, prepared: Prepared, run: RunFolder,
         logps = torch.tensor(engine.log_probabilities(update.examples), dtype=torch.float64)
         return float(update.loss(list(range(len(logps))), logps)), update.metrics
 
-    return Task(rows, rows.lengths(prepared.lengths), measure, forward_backward)
+    return Task(rows, rows.lengths(prepared.lengths), measure, score, forward_backward)
 
 
 def _notes(rows: JudgedRows, held_out: JudgedRows) -> Iterator[str]:

@@ -17,9 +17,9 @@ from luthier.engine import Engine
 from luthier.errors import MachineError, RunError
 from luthier.plan import machine
 from luthier.records import StepReport
-from luthier.run_folder import RunFolder
+from luthier.run_folder import NO_DRIFT, RunFolder
 from luthier.stopping import Stop
-from luthier.train import checkpoint
+from luthier.train import best, checkpoint
 from luthier.train.checkpoint import Measured, Place, State
 from luthier.train.loop import Course, host_peak_bytes
 
@@ -29,7 +29,6 @@ MOST_FAILED = 2
 ROOM = 1.3
 # How often it is looked whether the run is still this process' own.
 LOOK_SECONDS = 5.0
-LESS_IS_BETTER = ("loss", "kl")
 # Of environment.json, in a checkpoint's manifest: the run's id, hashes of rows and models, libraries, threads.
 KEPT_OF_ENVIRONMENT = (*checkpoint.OF_RUN, "machine", "threads")
 
@@ -46,6 +45,7 @@ class Saver:
     ) -> None:
         self.run, self.engine, self.place, self.course, self.stop, self.say = run, engine, place, course, stop, say
         self.training, self.max_memory = settings.training, settings.max_memory
+        self._aim = best.aim_of(settings)
         self.saves_best = self.training.save_best or self.training.load_best_model_at_end
         self._due_at_step, self._about = due_at(settings, rows, course.updates), _about(run, settings)
         files.sweep(run.path, own=True)
@@ -105,10 +105,9 @@ class Saver:
         minutes = self.training.save_minutes
         return minutes is not None and time.monotonic() - self._saved_at_s >= 60 * minutes
 
-    def measured(self, step: int, loss: float, metrics: Mapping[str, float]) -> None:
+    def measured(self, step: int, loss: float, metrics: Mapping[str, float], drift: Mapping[str, float] = NO_DRIFT) -> None:
         """Told what the held-out rows gave, before `watch` is: one of the best is saved."""
-        name = self.training.metric_for_best_model
-        value = {**metrics, "loss": loss}.get(name, math.nan)
+        name, value = self._aim.name, self._aim.value(loss, metrics, drift)
         if math.isfinite(value):
             self._measured, self._measured_at = Measured(name, value), step
         if not self.saves_best:
@@ -215,8 +214,7 @@ class Saver:
 
     def _rank(self, one: Measured) -> float:
         """Less is better."""
-        asked = self.training.greater_is_better
-        return -one.value if (one.name not in LESS_IS_BETTER if asked is None else asked) else one.value
+        return self._aim.rank(one.value)
 
     def _best(self) -> dict[Path, Measured]:
         """The best checkpoints that are there, as many as are kept, best first."""
@@ -224,7 +222,7 @@ class Saver:
 
     def _from_best_on(self) -> list[tuple[Path, Measured]]:
         """All checkpoints that were measured, the best first; of two that are alike the earlier."""
-        measured = {path: one for path, one in self._whole.items() if one and one.name == self.training.metric_for_best_model}
+        measured = {path: one for path, one in self._whole.items() if one and one.name == self._aim.name}
         return sorted(measured.items(), key=lambda item: (self._rank(item[1]), sealed.number(item[0])))
 
     def load_best(self) -> None:

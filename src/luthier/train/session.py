@@ -32,19 +32,23 @@ from luthier.engine import Engine, determinism, fp8, frozen, opening, probe
 from luthier.errors import ConfigError, LuthierError, RunError
 from luthier.models import audit, facts, find, methods, templates, weights
 from luthier.models.facts import ModelFacts
-from luthier.plan import choose
-from luthier.plan.choose import DataShape, Plan
+from luthier.plan import choose, cost, counts
+from luthier.plan.choose import Plan
+from luthier.plan.cost import DataShape
 from luthier.records import Judged, TokenizedExample
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder
-from luthier.stopping import stopping_on_signals
-from luthier.train import checkpoint, loop, order, placing, resuming, schedule, shortage, trackers, trial, watchers
+from luthier.stopping import Stop, stopping_on_signals
+from luthier.train import best, checkpoint, loop, measuring, order, placing, reading, resuming, schedule, shortage, trackers, trial, watchers
 from luthier.train.checkpoint import Place
+from luthier.train.measuring import Gauge, HeldOut, Measurement, Score
 from luthier.train.saving import Saver
 from luthier.train.trackers import Trackers
-from luthier.train.watchers import HeldOut, tell
+from luthier.train.watchers import tell
 from luthier.version import VERSION
 
+# Makes a watcher of the updates of a run, which may look whether a signal ends it (a search gives trials up by one).
+Watch = Callable[[RunFolder, Stop], loop.Watcher]
 # Rows on which the fast path is compared with the plain one.
 CHECKED_ROWS = 8
 # Rows whose loss tells what a frozen base in 8 bits costs.
@@ -67,12 +71,14 @@ class Ready:
 class Task:
     """What is learned: rows, each with how many tokens it has, and how an update and the held-out rows are measured.
 
-    `forward_backward` makes loss and gradients of an update; None is the engine's own, the mean loss over the trained tokens.
+    `score` counts answers to held-out rows, where that is asked for. `forward_backward` makes loss and gradients of an update; None is the
+    engine's own, the mean loss over the trained tokens.
     """
 
     rows: Sequence[TokenizedExample] | Sequence[Judged]
     lengths: Places
     measure: Callable[[], HeldOut]
+    score: Score | None = None
     forward_backward: loop.ForwardBackward | None = None
 
 
@@ -111,6 +117,7 @@ def read(config: Config, reporter: Reporter, resume: RunFolder | None = None) ->
     fp8.require(asked.training.frozen_base, asked.method, asked.training.precision, opening.device_of(asked))
     rows = prepare.load_rows(asked.data, config.file.parent, asked.seed, reporter)
     check_objective(rows.sources, asked.objective)
+    measuring.check_general(asked.evaluation, config.file.parent, asked.seed)
     return config, rows
 
 
@@ -129,6 +136,7 @@ def tokenize(config: Config, rows: Rows, reporter: Reporter) -> Ready:
 
 def resolve(asked: Settings, ready: Ready, rows: DataShape, reporter: Reporter) -> Plan:
     """Every `auto` is filled and the cost is told."""
+    counts.keep(counts.counts_file(files.home(), asked, ready.prepared.rows.sources), rows)
     plan = choose.resolve(asked, ready.facts, probe.known_machine(opening.device_of(asked)), rows)
     for line in plan.lines():
         reporter.say(line)
@@ -200,7 +208,7 @@ def check(run: RunFolder, engine: Engine, plan: Plan, ready: Ready, task: Task, 
     """Before the first update: what gradient checkpointing costs, and the largest update against the memory."""
     if engine.recomputing.mode != "off":
         tell(run, reporter, _price_of_checkpointing(engine, ready.prepared, plan))
-    _try_worst_update(run, engine, task, plan, ready.facts, reporter)
+    _try_the_worst(run, engine, task, plan, ready, reporter)
 
 
 def with_earlier_adapter(config: Config) -> Config:
@@ -218,7 +226,11 @@ def with_earlier_adapter(config: Config) -> Config:
         asked, stored = dict(getattr(config.settings, section)), dict(settings)
         for name in sorted(asked, key=lambda name: name != "type"):  # another type explains the rest
             where = _given_at(config, section, name)
-            if where is None or _spelled(name, asked[name]) in (_spelled(name, stored.get(name)), _spelled(name, own.get(name, stored.get(name)))):
+            if (
+                where is None
+                or asked[name] == "auto"
+                or _spelled(name, asked[name]) in (_spelled(name, stored.get(name)), _spelled(name, own.get(name, stored.get(name))))
+            ):
                 continue
             made = f"with {stored[name]}" if name in stored else f"without it ({', '.join(f'{key}: {value}' for key, value in stored.items())})"
             raise ConfigError(
@@ -257,8 +269,8 @@ def opened(
         _write_settings(run, config, plan, ready)
         if not run.environment.is_file():
             known = resuming.beginning(config, run, ready.folder, ready.tokenizer, ready.prepared)
-            sources = [source.path for source in plan.settings.data.sources]
-            known["licenses"] = audit.attribution(plan.settings.model, ready.folder, sources, config.file.parent)
+            earlier = opening.earlier_trained(config) if plan.settings.init_from else None
+            known["licenses"] = audit.attribution(plan.settings.model, ready.folder, audit.sources(plan.settings.data), config.file.parent, earlier)
             files.write_json(run.environment, {**_environment(ready.folder), **known})
             run.say(f"began: {rows} rows, {plan.updates} updates")
         if resume:
@@ -298,8 +310,14 @@ def _with_absolute_paths(config: Config, settings: Settings, rows: Rows) -> Sett
     held_out = data.eval if source is None else source.model_copy(update={"path": rows_at(source.path)})
     if isinstance(data.eval, str) and isinstance(held_out, SourceSettings):
         held_out = held_out.path  # as it was written: a path
+    replay_from = data.replay_from and rows_at(data.replay_from)
     model_path = Path(config.beside(settings.model))
-    changes: dict[str, Any] = {"data": data.model_copy(update={"train": train, "eval": held_out}), "output_dir": absolute(settings.output_dir)}
+    changes: dict[str, Any] = {
+        "data": data.model_copy(update={"train": train, "eval": held_out, "replay_from": replay_from}),
+        "output_dir": absolute(settings.output_dir),
+    }
+    if settings.evaluation.general_rows not in (None, "auto"):
+        changes["evaluation"] = settings.evaluation.model_copy(update={"general": rows_at(str(settings.evaluation.general))})
     if templates.is_file(settings.template):
         changes["template"] = absolute(settings.template)
     if settings.tokenizer.path:
@@ -332,47 +350,48 @@ def _price_of_checkpointing(engine: Engine, prepared: Prepared, plan: Plan) -> s
     return f"gradient_checkpointing: {mode} takes {price:+.0%} time (on {tokens} tokens) and saves about {saved:.2g} GB"
 
 
-def _try_worst_update(run: RunFolder, engine: Engine, task: Task, plan: Plan, model_facts: ModelFacts, reporter: Reporter) -> None:
-    """Before the first update: does the largest one fit, and what does it take?"""
-    training = plan.settings.training
+def _try_the_worst(run: RunFolder, engine: Engine, task: Task, plan: Plan, ready: Ready, reporter: Reporter) -> None:
+    """Before the first update: do the largest one and the largest evaluation fit, and what do they take? It is said, and kept in plan.json."""
+    training, asked = plan.settings.training, plan.settings.evaluation
     worst = [task.rows[place] for place in trial.worst_rows(task.lengths, int(training.batch_size))]
     chosen = plan.settings.model_dump(include={"objective", "method", "training", *METHODS[plan.settings.method].blocks})
-    matters = {"settings": chosen, "facts": model_facts, "machine": plan.machine}
+    matters = {"settings": chosen, "facts": plan.facts, "machine": plan.machine}
+    evaluation = trial.worst_evaluation(ready.prepared.held_out, max(asked.sample_answers, asked.in_loop_rows))
     smaller = plan.next_step or f"training.micro_batch_tokens: {max(1, int(training.micro_batch_tokens) // 2)}"
     budget = engine.micro_batch_tokens
-    measured = trial.measure(engine, worst, trial.trial_file(files.home(), matters, worst), task.forward_backward)
+    measured = trial.measure(engine, worst, trial.trial_file(files.home(), matters, worst, evaluation), task.forward_backward, evaluation)
     if engine.micro_batch_tokens != budget:
         shortage.tell_smaller(run, reporter, plan, 0, budget, engine.micro_batch_tokens)
-    tell(run, reporter, measured.line(sum(plan.memory_bytes.values())))
-    if plan.settings.max_memory and measured.peak_bytes > bytes_of(plan.settings.max_memory):
+    predicted = sum(plan.memory_bytes.values()), cost.update_seconds(plan.settings, plan.facts, plan.machine, _shape_of(worst, plan.rows))
+    tell(run, reporter, measured.line(*predicted))
+    if run.plan.is_file():
+        files.write_json(run.plan, {**files.read_json(run.plan), "measured": measured.as_json(*predicted)})
+    if plan.settings.max_memory and measured.evaluation_peak_bytes > bytes_of(plan.settings.max_memory):
+        what = "one update" if measured.peak_bytes > bytes_of(plan.settings.max_memory) else "one evaluation"
         raise RunError(
-            f"one update took {measured.peak_bytes / 1e9:.3g} GB, and max_memory is {plan.settings.max_memory}",
+            f"{what} took {measured.evaluation_peak_bytes / 1e9:.3g} GB, and max_memory is {plan.settings.max_memory}",
             where=str(run.path),
             next_step=f"{smaller}, or more max_memory",
         )
 
 
-def train(run: RunFolder, engine: Engine, plan: Plan, prepared: Prepared, task: Task, place: Place, reporter: Reporter) -> None:
-    """Every update after `place`. Raises Interrupted where a signal ended it; the state is saved then.
+def _shape_of(update: Sequence[TokenizedExample | Judged], rows: DataShape) -> DataShape:
+    """One update's rows in numbers, where all rows are `rows`."""
+    tokens = [one.tokens for one in update]
+    changes = {"train_rows": len(update), "train_tokens": sum(tokens), "longest": max(tokens), "held_out_rows": 0}
+    return dataclasses.replace(rows, trained_tokens=sum(one.trained_tokens for one in update), **changes)
+
+
+def train(
+    run: RunFolder, engine: Engine, plan: Plan, prepared: Prepared, task: Task, place: Place, reporter: Reporter, watch: Watch | None = None
+) -> None:
+    """Every update after `place`. Raises Interrupted where a signal ended it; the state is saved then. `watch` makes one more watcher.
 
     Raises RunInUse where the run became another process' meanwhile: then nothing more may be written into it.
     """
     settings, training, say = plan.settings, plan.settings.training, functools.partial(tell, run, reporter)
-    course = loop.Course(
-        updates=plan.updates,
-        examples_seen=order.examples_of_run(len(task.rows), int(training.batch_size), training.num_train_epochs, training.max_steps),
-        batch_size=int(training.batch_size),
-        learning_rate=float(training.learning_rate),
-        lr_scheduler_type=training.lr_scheduler_type,
-        warmup_steps=schedule.warmup_updates(plan.updates, training.warmup_steps, training.warmup_ratio),
-        seed=settings.seed,
-        num_cycles=training.num_cycles,
-        decay_steps=schedule.decay_updates(plan.updates, training.decay_steps, training.decay_ratio),
-    )
-
-    def skip(skipped: loop.Skipped) -> None:
-        run.add_skipped(skipped.step, skipped.rows, overflowed=skipped.overflowed)
-        tell(run, reporter, str(skipped))
+    course, patience, shown = _course(plan, len(task.rows)), best.patience_of(settings, run), dict[str, str]()
+    gauge = Gauge(run, engine, settings, prepared.rows.held_out, task.measure, task.score, place.step, reporter)
 
     def spare() -> AbstractContextManager[object]:
         return frozen.cached(engine, prepared.train, run.path, say) if training.cache_frozen_layers else nullcontext()
@@ -385,43 +404,67 @@ def train(run: RunFolder, engine: Engine, plan: Plan, prepared: Prepared, task: 
         Trackers(settings, run, place.step, say) as tracked,
         Saver(run, engine, place, settings, course, len(task.rows), stop, say) as saver,
     ):
+        stop.enough = patience.over  # where it was stopped between its last measurement and its end
+        waits = watchers.stopper(patience, stop, say)
 
-        def measured(step: int, loss: float, metrics: dict[str, float]) -> None:
-            saver.measured(step, loss, metrics)
-            tracked.measured(step, loss, metrics)
+        def measured(step: int, found: Measurement) -> None:
+            for told in (saver.measured, tracked.measured):
+                told(step, found.loss, found.metrics, found.drift)
+            waits(step, found)
+            shown.update(watchers.numbers_of(found, step))
 
         evaluates = watchers.evaluates_at(settings, course.updates)
         watching = [
             watchers.first_update_teller(run, engine, reporter),
             run.add_step,
-            watchers.teller(bar, reporter, course.updates, training.logging_steps),
+            watchers.teller(bar, reporter, course.updates, training.logging_steps, shown),
             watchers.changed_files_teller(run, prepared.rows.files, reporter),
             watchers.spike_teller(run, reporter, lambda step: [row.source for row in course.rows(task.rows, step - 1)]),
             # Before the saver: what is measured at a step stands in its checkpoint, and is not missing in a run that goes on from there.
-            watchers.evaluator(run, engine, prepared, task.measure, settings, course.updates, reporter, measured),
+            watchers.evaluator(run, engine, prepared, gauge, settings, course.updates, reporter, measured),
             tracked.watch,
             saver.watch,
+            *([watch(run, stop)] if watch else []),  # last: it may end the run by an error
         ]
-        done = loop.fit(
+        fit = functools.partial(
+            loop.fit,
             engine,
-            task.rows,
+            timed := reading.Timed(task.rows),
             course,
             watching,
             stop,
             done=place.step,
             skipped_in_a_row=run.skipped_in_a_row(),
-            on_skip=skip,
+            on_skip=watchers.skip_teller(run, reporter),
             on_rows=run.add_rows if training.rows_file else None,
             on_smaller=functools.partial(shortage.tell_smaller, run, reporter, plan),
             looks_at_weights=lambda step: saver.wants(step) or evaluates(step),
             forward_backward=task.forward_backward,
         )
-        if done < course.updates:
+        done = place.step if stop.enough else timed.during(fit, run, course.updates)
+        if done < course.updates and (stop.signal or training.save_strategy != "no"):
             saver.save(done, wait=True)
+        if done < course.updates and stop.signal:
             run.say(f"stopped by signal {stop.signal} after step {done}")
             raise Interrupted(run, done, stop.signal, saver.last_step)
         saver.load_best()
     run_lock.require_not_taken(run.path)  # what was trained is saved next
+
+
+def _course(plan: Plan, rows: int) -> loop.Course:
+    """How a run of so many rows goes."""
+    training = plan.settings.training
+    return loop.Course(
+        updates=plan.updates,
+        examples_seen=order.examples_of_run(rows, int(training.batch_size), float(training.num_train_epochs), training.max_steps),
+        batch_size=int(training.batch_size),
+        learning_rate=float(training.learning_rate),
+        lr_scheduler_type=training.lr_scheduler_type,
+        warmup_steps=schedule.warmup_updates(plan.updates, training.warmup_steps, float(training.warmup_ratio)),
+        seed=plan.settings.seed,
+        num_cycles=training.num_cycles,
+        decay_steps=schedule.decay_updates(plan.updates, training.decay_steps, training.decay_ratio),
+    )
 
 
 def _restore(run: RunFolder, path: Path, engine: Engine, expected: Place, reporter: Reporter) -> Place:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from luthier.errors import OutOfMemory, is_shortage
-from luthier.plan import choose
+from luthier.plan import levers
 from luthier.plan.choose import Plan
 from luthier.reporting import Reporter
 from luthier.run_folder import RunFolder
@@ -32,7 +32,7 @@ def levers_named(plan: Plan) -> Iterator[None]:
 def next_step(plan: Plan) -> str:
     """The strongest changes in numbers: what the run would need with each, and what it needs with its smallest micro-batches."""
     least = sum(plan.with_budget(1).memory_bytes.values())
-    found = [f"{text} (about {cost / 1e9:.3g} GB)" for text, cost in choose.levers(plan)[:LEVERS_NAMED]]
+    found = [f"{text} (about {cost / 1e9:.3g} GB)" for text, cost in levers.levers(plan.settings, plan.facts, plan.machine, plan.rows)[:LEVERS_NAMED]]
     return f"{', '.join([*found, 'a smaller model'])}; as it is, the run needs about {least / 1e9:.3g} GB for its longest row alone"
 
 

@@ -24,7 +24,7 @@ from luthier import files
 from luthier.config.settings import Settings
 from luthier.errors import ConfigError, LuthierError
 from luthier.records import StepReport
-from luthier.run_folder import RunFolder
+from luthier.run_folder import NO_DRIFT, RunFolder
 
 # Exit codes above it say which signal ended a run.
 BY_SIGNAL = 128
@@ -300,9 +300,9 @@ class Trackers:
         numbers = {name: value for name, value in asdict(report).items() if name not in ("step", "metrics")}
         self._tell(report.step, "train", {**numbers, **report.metrics})
 
-    def measured(self, step: int, loss: float, metrics: Mapping[str, float]) -> None:
-        """What the held-out rows gave, after eval/."""
-        self._tell(step, "eval", {"loss": loss, **metrics})
+    def measured(self, step: int, loss: float, metrics: Mapping[str, float], drift: Mapping[str, float] = NO_DRIFT) -> None:
+        """What the held-out rows gave, after eval/, and the drift from the base, after eval/drift/."""
+        self._tell(step, "eval", {"loss": loss, **metrics, **{f"drift/{name}": value for name, value in drift.items()}})
 
     def _tell(self, step: int, what: str, numbers: Mapping[str, float]) -> None:
         named = {f"{what}/{name}": value for name, value in numbers.items() if math.isfinite(value)}

@@ -1,6 +1,5 @@
 """Those who are told of each update: they say it, save, and measure the held-out rows."""
 
-import itertools
 import math
 import statistics
 import time
@@ -9,16 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from luthier.config.settings import Settings
 from luthier.data.prepare import Prepared
 from luthier.data.read.source import SourceFile
-from luthier.data.tokenize import prompt_ids
 from luthier.engine import Engine
 from luthier.plan.machine import process_seconds
 from luthier.records import Source, StepReport, named
 from luthier.reporting import Bar, Reporter
 from luthier.run_folder import RunFolder
-from luthier.train.loop import Watcher
+from luthier.stopping import Stop
+from luthier.train.best import Patience
+from luthier.train.loop import Skipped, Watcher
+from luthier.train.measuring import BASE, Gauge, Measurement
 
-# What the held-out rows give: their loss, and the objective's own numbers.
-HeldOut = tuple[float, dict[str, float]]
 # Which of an objective's numbers a printed line has, and what it calls them.
 TOLD = {"rewards/margins": "margin", "rewards/accuracies": "accuracy"}
 
@@ -48,18 +47,25 @@ def first_update_teller(run: RunFolder, engine: Engine, reporter: Reporter) -> W
     return watch
 
 
-def teller(bar: Bar, reporter: Reporter, updates: int, every: int) -> Watcher:
-    """Moves the bar at every update and prints a line now and then."""
-    seen = {"updates": 0, "tokens": 0, "seconds": 0.0}
+def teller(bar: Bar, reporter: Reporter, updates: int, every: int, measured: Mapping[str, str]) -> Watcher:
+    """Moves the bar at every update, with its numbers and those last `measured`, and prints a line now and then."""
+    seen = {"updates": 0, "tokens": 0, "executed": 0, "seconds": 0.0}
 
     def tell(report: StepReport) -> None:
         seen["updates"] += 1
         seen["tokens"] += report.logical_tokens
+        seen["executed"] += report.executed_tokens
         seen["seconds"] += report.seconds
-        rate = seen["tokens"] / seen["seconds"]
-        bar.advance(report.step, f"loss {report.loss:.3f}  {rate:,.0f} tokens/s")
+        rate, left = seen["tokens"] / seen["seconds"], (updates - report.step) * seen["seconds"] / seen["updates"]
+        numbers = {
+            "loss": f"{report.loss:.4f}",
+            "tokens/s": f"{rate:,.0f} of the rows, {seen['executed'] / seen['seconds']:,.0f} run",
+            "memory": f"{report.peak_bytes / 1e9:.2f} GB at most",
+            "learning rate": f"{report.learning_rate:.2e}",
+            "time left": f"{left:,.0f} s",
+        }
+        bar.advance(report.step, f"loss {report.loss:.3f}  {rate:,.0f} tokens/s", numbers | dict(measured))
         if report.step % every == 0 or report.step == updates:
-            left = (updates - report.step) * seen["seconds"] / seen["updates"]
             place = f"step {report.step}/{updates}  loss {report.loss:.4f}{told(report.metrics)}"
             reporter.say(f"{place}  rate {report.learning_rate:.2e}  {rate:,.0f} tokens/s  about {left:.0f} s left")
 
@@ -91,6 +97,16 @@ def _change(file: SourceFile) -> str:
     return "" if (found.st_size, found.st_mtime_ns) == (file.size_bytes, file.modified_ns) else "has changed"
 
 
+def skip_teller(run: RunFolder, reporter: Reporter) -> Callable[[Skipped], None]:
+    """Keeps and says which update was skipped, and its rows."""
+
+    def skip(skipped: Skipped) -> None:
+        run.add_skipped(skipped.step, skipped.rows, overflowed=skipped.overflowed)
+        tell(run, reporter, str(skipped))
+
+    return skip
+
+
 def spike_teller(run: RunFolder, reporter: Reporter, rows_of: Callable[[int], list[Source]]) -> Watcher:
     """Names the rows of an update whose loss is SPIKE times that of the updates before it: often a broken row, or too high a rate."""
     before: list[float] = [row["loss"] for row in run.read_metrics("train")[-SPIKE_UPDATES:]]
@@ -115,36 +131,66 @@ def evaluator(
     run: RunFolder,
     engine: Engine,
     prepared: Prepared,
-    measure: Callable[[], HeldOut],
+    gauge: Gauge,
     settings: Settings,
     updates: int,
     reporter: Reporter,
-    on_measured: Callable[[int, float, dict[str, float]], None],
+    on_measured: Callable[[int, Measurement], None],
 ) -> Watcher:
     """Measures the held-out rows every so often and at the end, tells `on_measured`, and shows a few answers where that is asked for."""
     due, held = evaluates_at(settings, updates), prepared.held_out
-    # A plain text asks nothing, and of a chat that was split the whole may be too long to be asked.
-    asking = ((row, prompt_ids(row.prompt, engine.tokenizer, row.tools)) for row in prepared.rows.held_out if row.prompt)
-    shown = list(itertools.islice(((row, ids) for row, ids in asking if engine.has_room(ids)), settings.evaluation.sample_answers))
 
     def watch(report: StepReport) -> None:
-        if not prepared.held_out or not due(report.step):
+        if not held or not due(report.step):
             return
-        loss, metrics = measure()
-        on_measured(report.step, loss, metrics)
-        if not math.isfinite(loss):
+        found = gauge.measure()
+        on_measured(report.step, found)
+        if not math.isfinite(found.loss):
             rows = [row.source for row, value in zip(held, engine.log_probabilities(held), strict=True) if not math.isfinite(value)]
-            run.add_evaluation(report.step, loss, metrics, rows)
-            tell(run, reporter, f"step {report.step}/{updates}  the held-out loss is {loss} ({len(rows)} of {len(held)} rows: {named(rows)})")
+            run.add_evaluation(report.step, found.loss, found.metrics, rows, found.drift)
+            tell(run, reporter, f"step {report.step}/{updates}  the held-out loss is {found.loss} ({len(rows)} of {len(held)} rows: {named(rows)})")
             return
-        run.add_evaluation(report.step, loss, metrics)
-        reporter.say(f"step {report.step}/{updates}  held-out loss {loss:.4f}{told(metrics)}")
-        if shown:
-            answers = engine.answer([ids for _, ids in shown], max_new_tokens=int(settings.evaluation.max_new_tokens))
-            for (row, _), answer in zip(shown, answers, strict=True):
-                reporter.say(f"  {_on_a_line(row.prompt[-1].content)}  ->  {_on_a_line(answer)}")
+        run.add_evaluation(report.step, found.loss, found.metrics, drift=found.drift)
+        reporter.say(f"step {report.step}/{updates}  held-out loss {found.loss:.4f}{told(found.metrics)}{_of_answers(found)}{_of_drift(found)}")
+        for row, answer in found.answers:
+            reporter.say(f"  {_on_a_line(row.prompt[-1].content)}  ->  {_on_a_line(answer)}")
 
     return watch
+
+
+def stopper(patience: Patience, stop: Stop, say: Callable[[str], None]) -> Callable[[int, Measurement], None]:
+    """Told of each measurement; where the run has waited long enough for a better one, it ends."""
+
+    def measured(step: int, found: Measurement) -> None:
+        patience.add(step, found.loss, found.metrics, found.drift)
+        if patience.over and not stop.enough:
+            stop.enough = True
+            say(f"step {step}: {patience}: the training ends")
+
+    return measured
+
+
+def _of_answers(found: Measurement) -> str:
+    """The counted answers with the base's beside them."""
+    pairs = ((name.removeprefix(BASE), value) for name, value in found.metrics.items() if name.startswith(BASE))
+    return "".join(f"  {name} {found.metrics[name]:.3f} (base {base:.3f})" for name, base in pairs)
+
+
+def _of_drift(found: Measurement) -> str:
+    return f"  drift {found.drift['kl']:.4f}" if found.drift else ""
+
+
+def numbers_of(found: Measurement, step: int) -> dict[str, str]:
+    """A measurement as a screen shows it, by name."""
+    bases = {name.removeprefix(BASE): value for name, value in found.metrics.items() if name.startswith(BASE)}
+    answers = {name: f"{found.metrics[name]:.3f} (base {base:.3f})" for name, base in bases.items()}
+    objective = {word: f"{found.metrics[name]:.3f}" for name, word in TOLD.items() if name in found.metrics}
+    moved = found.drift
+    forgetting = {
+        "drift from the base": f"{moved['kl']:.4f} nats",
+        "loss on general rows": f"{moved['general_loss']:.3f} (base {moved['base_general_loss']:.3f})",
+    } if moved else {}  # fmt: skip
+    return {"held-out loss": f"{found.loss:.4f} (step {step})", **objective, **answers, **forgetting}
 
 
 def told(metrics: Mapping[str, float]) -> str:

@@ -14,6 +14,7 @@ from luthier.engine import Engine, opening, probe
 from luthier.models import facts, find
 from luthier.plan import choose, shape
 from luthier.plan.choose import Plan
+from luthier.plan.cost import DataShape
 from luthier.records import Judged, Proof, TokenizedExample
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder
@@ -198,7 +199,7 @@ def _exact(config: Config, plan: Plan, ready: Ready) -> Plan:
     return exact if exact.fits else plan
 
 
-def _shape(config: Config, ready: Ready) -> choose.DataShape:
+def _shape(config: Config, ready: Ready) -> DataShape:
     prepared = ready.prepared
     if config.settings.objective == "sft":
         return shape.of_tokens(prepared.lengths, prepared.trained_tokens, prepared.shared_prefix_tokens)

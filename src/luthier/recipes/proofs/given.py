@@ -12,6 +12,7 @@ from luthier.reporting import Silent
 OTHER_VERBS = {
     # section     verb
     "checks": "luthier data check",
+    "plan": "luthier plan",
 }
 
 

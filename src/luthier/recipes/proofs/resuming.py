@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from luthier.config.load import Config, load_config
 from luthier.recipes import training
 from luthier.recipes.proofs.bench import Bench, failed, passed, with_values
 from luthier.records import Proof
-from luthier.reporting import Bar, Silent
+from luthier.reporting import NO_NUMBERS, Bar, Silent
 from luthier.run_folder import RunFolder
 from luthier.train import checkpoint
 
@@ -49,7 +49,7 @@ class _CuttingBar:
     def __init__(self, updates: int) -> None:
         self.updates = updates
 
-    def advance(self, done: int, text: str = "") -> None:
+    def advance(self, done: int, text: str = "", numbers: Mapping[str, str] = NO_NUMBERS) -> None:
         if done >= self.updates:
             raise _CutOff
 

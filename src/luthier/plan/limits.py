@@ -1,0 +1,49 @@
+"""What no run of a model can be: settings that its sizes refuse."""
+
+from luthier.config.methods import METHODS
+from luthier.config.settings import Settings
+from luthier.errors import ConfigError
+from luthier.models.facts import ModelFacts
+
+
+def check_rank(settings: Settings, facts: ModelFacts) -> None:
+    """Raises ConfigError where an adapter is asked for that is wider than the model."""
+    if "lora" in METHODS[settings.method].blocks and settings.lora.numbers[0] > facts.hidden:
+        raise ConfigError(
+            f"lora.r is {settings.lora.r}, and the model's vectors have {facts.hidden} numbers: more is not in them",
+            where="lora.r",
+            next_step=f"lora.r: 16 is usual; {facts.hidden} at most",
+        )
+
+
+def check_warmup(settings: Settings, updates: int) -> None:
+    if (warmup := settings.training.warmup_steps or 0) > updates:
+        raise ConfigError(
+            f"training.warmup_steps is {warmup}, and the run has {updates} updates: the rate would never reach its peak",
+            where="training.warmup_steps",
+            next_step=f"fewer than {updates}, or training.warmup_ratio: 0.03",
+        )
+
+
+def check_max_length(settings: Settings, facts: ModelFacts) -> None:
+    """Raises ConfigError where data.max_length asks for more than the model can read."""
+    asked, room = settings.data.max_length, room_for_rows(settings, facts)
+    if asked != "auto" and asked > room:
+        before = f", of which {settings.virtual_tokens:,} are virtual" if settings.virtual_tokens else ""
+        raise ConfigError(
+            f"{asked:,} tokens are more than this model's context of {facts.context:,}{before}",
+            where="data.max_length",
+            next_step=f"data.max_length: {room}",
+        )
+
+
+def room_for_rows(settings: Settings, facts: ModelFacts) -> int:
+    """Tokens of the model's context that are left for a row. Raises ConfigError where virtual tokens leave none."""
+    room = facts.context - settings.virtual_tokens
+    if room < 2:
+        raise ConfigError(
+            f"{settings.virtual_tokens:,} virtual tokens leave no room in this model's context of {facts.context:,}",
+            where=f"{settings.method}.num_virtual_tokens",
+            next_step=f"{settings.method}.num_virtual_tokens: 20",
+        )
+    return room
