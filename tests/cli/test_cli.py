@@ -331,7 +331,7 @@ def test_looking_and_planning_need_no_torch(tmp_path: Path, settings_file: Path)
 
 def test_plan_says_what_auto_becomes_and_why(call: Any, settings_file: Path) -> None:
     lines = call("plan", settings_file).out
-    assert "training.learning_rate: " in lines
+    assert "training.learning_rate" in lines
     assert "updates: 2 of 2 examples" in lines
     plan = call("plan", settings_file, "--json").json
     assert (plan["schema"], plan["updates"], plan["fits"]) == (1, 2, True)

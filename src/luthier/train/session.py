@@ -286,7 +286,10 @@ def begin(config: Config, plan: Plan, ready: Ready, rows: int, title: str) -> Ru
 
 def _write_settings(run: RunFolder, config: Config, plan: Plan, ready: Ready) -> None:
     """The settings and the plan, where they are not there already as they are."""
-    text = settings_to_yaml(_with_absolute_paths(config, plan.settings, ready.prepared.rows))
+    settings = plan.settings
+    if settings.training.warmup_steps is not None:  # it counts instead of the ratio, and both together are refused when they are read
+        settings = settings.model_copy(update={"training": settings.training.model_copy(update={"warmup_ratio": "auto"})})
+    text = settings_to_yaml(_with_absolute_paths(config, settings, ready.prepared.rows))
     if not run.config.is_file() or run.config.read_text(encoding="utf-8") != text:
         files.write_json(run.plan, plan.as_json())
         files.write_text(run.config, text)
