@@ -9,7 +9,7 @@
 # make clean       removes .venv and every cache of the tools
 #
 # PYTHON=python3.12           which Python makes .venv (3.11 or newer)
-# JOBS=2                      how many processes run the tests of `make test` (default: the cores, up to 4)
+# JOBS=2                      how many processes run the tests (default: the cores, up to 4)
 # TORCH_INDEX=URL             where torch comes from, e.g. https://download.pytorch.org/whl/cpu for machines without a GPU
 
 PYTHON ?= python3
@@ -51,7 +51,7 @@ check: $(STAMP)
 
 # pytest answers 5 when no test is marked slow.
 test-slow: $(STAMP)
-	$(if $(TIMEOUT),$(TIMEOUT) 2400) $(RUN) -m pytest -m slow --durations=10 || test $$? -eq 5
+	$(if $(TIMEOUT),$(TIMEOUT) 2400) $(RUN) -m pytest -n $(JOBS) --dist loadfile -m slow --durations=10 || test $$? -eq 5
 
 test-cuda: $(STAMP)
 	$(RUN) -m pytest -m cuda

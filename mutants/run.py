@@ -38,7 +38,7 @@ FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 # Imported once for all mutants.
 HEAVY = ("torch", "transformers", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama", "peft", "pyarrow.ipc")
 # Named tests take seconds; a bug may also make one hang.
-NAMED_TIMEOUT_S, WIDER_TIMEOUT_S = 180, 900
+NAMED_TIMEOUT_S, WIDER_TIMEOUT_S = 300, 900
 NOT_HERE = "not slow and not nightly and not cuda and not real_model"
 
 

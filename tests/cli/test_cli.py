@@ -434,6 +434,15 @@ def test_doctor_ends_with_1_and_a_mend_where_something_is_broken(call: Any, luth
     assert "Try: set LUTHIER_HOME" in outcome.out
 
 
+def test_doctor_says_all_of_the_machine_where_the_settings_cannot_be_read(call: Any, luthier_home: Path) -> None:
+    outcome = call("doctor", "missing.yaml", "--json")
+    assert outcome.code == 1
+    found = {one["subject"]: one for one in outcome.json}
+    assert {"Python", "torch", "memory", "device"} <= found.keys()
+    assert (found["settings"]["status"], found["settings"]["seen"]) == ("error", "missing.yaml: no such file")
+    assert "luthier init" in found["settings"]["mend"]
+
+
 @pytest.mark.parametrize("format", ["instruction", "chat", "completion"])
 def test_a_new_project_trains_at_once(call: Any, tiny_model: Path, format: str) -> None:
     outcome = call("init", "project", "--format", format)

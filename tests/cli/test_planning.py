@@ -24,7 +24,7 @@ def test_a_plan_shows_the_decision_every_auto_with_its_source_the_memory_and_wha
     bars = dict(re.findall(r"^  (\w[\w ]*?) +[\d.]+ [GM]B  (#+)$", shown, re.MULTILINE))
     assert len(bars["process"]) == 40 > len(bars["weights"]) > len(bars["activations"]) > 0
     assert re.search(r"^GB +8 +16 +24 +48 +80$", shown, re.MULTILINE)
-    assert re.search(r"^a100-80gb +yes +\d+ s +\d\.\d\d$", shown, re.MULTILINE)
+    assert re.search(r"^a100-80gb +yes +< 1 minute +< 0\.01$", shown, re.MULTILINE)
     assert "warning" not in shown
     assert "does not fit" not in shown
 
@@ -32,8 +32,8 @@ def test_a_plan_shows_the_decision_every_auto_with_its_source_the_memory_and_wha
 def test_what_does_not_fit_is_shown_with_what_to_change_first_and_the_method_to_take(call: Any, project: Path) -> None:
     shown = call("plan", project, "model=llama-3.1-8b-instruct", "max_memory=14GB", "training.precision=bf16").out
     assert "lora would not fit, qlora does" in shown
-    assert f"luthier plan {project} method=qlora" in shown
-    assert re.search(r"does not fit in max_memory: 14GB\. Try: method: qlora", shown)
+    assert f"luthier plan {project} model=llama-3.1-8b-instruct max_memory=14GB training.precision=bf16 method=qlora\n" in shown
+    assert re.search(r"does not fit in 85% of max_memory: 14GB\. Try: method: qlora", shown)
     assert re.search(r"^change +the largest row then needs\nmethod: qlora +[\d.]+ GB", shown, re.MULTILINE)
     fits = call("plan", project, "model=llama-3.1-8b-instruct", "max_memory=14GB", "training.precision=bf16", "method=qlora").out
     assert "decision: a prompt with examples first, then method: qlora" in fits

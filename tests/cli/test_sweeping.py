@@ -26,6 +26,7 @@ def test_what_plan_proposes_is_a_file_that_sweep_takes(call: Any, settings_file:
     assert search.trials == 12
     assert list(search.settings) == ["training.learning_rate", "training.batch_size", "lora.r"]
     assert "# 12 trials of about" in proposed.out
+    assert proposed.out.startswith(f"# luthier sweep {settings_file} --space THIS_FILE training.learning_rate=1e-3\n")
     as_json = call("plan", settings_file, "--sweep", "--json").json
     assert as_json["search"]["trials"] == 12
     ended = call("sweep", settings_file, "--space", space, "--trials", "1", "--json").json

@@ -69,6 +69,39 @@ def test_what_cannot_be_searched_is_refused_before_anything_runs(name: str, load
     assert raised.value.where == "sweep.yaml:3"
 
 
+NOT_COMPARED = {
+    # setting                 values         metric,  overrides,                                what is said, and to do
+    "preference.beta":        ([0.1, 0.2],   "loss",  ["objective=dpo"],                        "what the loss is", "metric: rewards/accuracies"),
+    "preference.undesirable_weight": ([1.0, 2.0], "loss", ["objective=kto"],                    "what the loss is", "out of the search"),
+    "training.learning_rate": (["auto", 1e-3], "loss", [],                                      "auto is not a value", "luthier plan"),
+    "lora.r":                 ([4, 8],       "loss",  ["init_from=runs/a"],                     "init_from", "take init_from out"),
+    "ia3.target_modules":     ([["q_proj"], ["k_proj"]], "loss", ["method=ia3", "init_from=runs/a"], "init_from", "take init_from out"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_COMPARED)
+def test_trials_that_could_not_be_compared_are_refused(name: str, load: Any) -> None:
+    values, metric, overrides, said, to_do = NOT_COMPARED[name]
+    with pytest.raises(ConfigError) as raised:
+        check_search(Search(metric=metric, settings={name: values}), load("", *overrides), overrides, {})
+    assert said in raised.value.problem
+    assert to_do in raised.value.next_step
+
+
+COMPARED = {
+    # setting                  values        metric                overrides
+    "preference.beta":         ([0.1, 0.2],  "rewards/accuracies", ["objective=dpo"]),
+    "lora.loraplus_lr_ratio":  ([2.0, 16.0], "loss",               ["init_from=runs/a"]),
+    "freeze.layers":           (["0-1", "0-3"], "loss",            ["method=full", "init_from=runs/a"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_what_leaves_trials_comparable_is_searched(name: str, load: Any) -> None:
+    values, metric, overrides = COMPARED[name]
+    check_search(Search(metric=metric, settings={name: values}), load("", *overrides), overrides, {})
+
+
 def test_what_can_be_searched_is_accepted(load: Any) -> None:
     settings = {"training.learning_rate": Range(low=1e-4, high=1e-3), "method": ["lora", "dora"], "training.warmup_ratio": [0.0, 0.1]}
     check_search(Search(settings=settings), load(), [], {})

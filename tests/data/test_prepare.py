@@ -211,6 +211,25 @@ def test_a_damaged_file_of_held_out_rows_is_named(tmp_path: Path) -> None:
         read_held_out(run)
 
 
+def test_too_long_rows_that_come_with_luthier_are_left_out_and_those_of_a_file_are_an_error(write: Write, tmp_path: Path, tokenizer: Any) -> None:
+    write("train.jsonl", many(60))
+    settings = DataSettings(train="train.jsonl", eval=None, replay="100%")
+    prepared = prepare.tokenize_rows(prepare.load_rows(settings, tmp_path, 0), tokenizer, 64, settings)
+    own, general = prepared.ledger["sources"]
+    assert (own["used"], general["rejected"]["too_long"] > 1) == (60, True)
+    assert any("too_long (first: " in note and "replayed.jsonl" in note for note in prepared.rows.notes)
+    assert len(prepare.own_rows(prepared.rows)) == 60
+    write("general.jsonl", [chat("long", "word " * (150 + number)) for number in range(9)])
+    settings = DataSettings(train="train.jsonl", eval=None, replay="15%", replay_from="general.jsonl")
+    with pytest.raises(DataError, match=r"general\.jsonl:9: 9 of 69 rows are longer"):
+        prepare.tokenize_rows(prepare.load_rows(settings, tmp_path, 0), tokenizer, 64, settings)
+    # Among rows that may be too long the longest of the others is the one that is named.
+    write("train.jsonl", [*many(60), *(chat("long", "word " * (150 + number)) for number in range(9))])
+    settings = DataSettings(train="train.jsonl", eval=None, replay="100%")
+    with pytest.raises(DataError, match=r"train\.jsonl:69: 9 of 69 rows are longer"):
+        prepare.tokenize_rows(prepare.load_rows(settings, tmp_path, 0), tokenizer, 64, settings)
+
+
 def test_long_rows_are_never_cut(write: Write, tmp_path: Path, tokenizer: Any) -> None:
     write("train.jsonl", [*many(99), chat("long", "word " * 150)])
     rows = load(tmp_path)

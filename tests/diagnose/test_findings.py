@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from luthier.diagnose import evidence, finding, mending, table
-from luthier.diagnose.evidence import Noise
+from luthier.diagnose.evidence import Noise, RowLosses
 from luthier.diagnose.rank import effective_rank, updates_of
 from luthier.models.facts import ModelFacts
 from luthier.records import Metric, Scorecard, Source, StepReport
@@ -89,6 +89,24 @@ def test_the_shape_of_a_curve_is_told(tmp_path: Path, loss: Callable[[int], floa
     assert set(look(record(tmp_path / "run", loss=loss, held_out=lambda step: 2.0 - step / 1000))) == expected
 
 
+def mixed(draws: random.Random, batch: int, hard_share: float, step: int) -> float:
+    """The loss of a batch of easy and rare hard rows, where each kind has fallen by half at the end."""
+    rows = [(8.0 if draws.random() < hard_share else 0.4) * math.exp(0.2 * draws.gauss(0, 1)) for _ in range(batch)]
+    return (0.5 + 0.5 * math.exp(-step / 24)) * sum(rows) / batch
+
+
+@pytest.mark.parametrize(("batch", "hard_share"), [(1, 0.05), (2, 0.1)])
+def test_rare_hard_rows_make_no_rate_too_high(tmp_path: Path, batch: int, hard_share: float) -> None:
+    known = dataclasses.replace(evidence.read(record(tmp_path / "run")), usual_rate=2e-4, model=FACTS)
+    rose = ("learning_rate_too_high", "divergence")
+    for seed in range(40):
+        draws = random.Random(seed)
+        steps = [dict(row, loss=mixed(draws, batch, hard_share, row["step"])) for row in known.steps]
+        assert [one.id for one in table.look(dataclasses.replace(known, steps=steps))[0] if one.id in rose] == [], seed
+        blown_up = [dict(row, loss=row["loss"] + (5.0 if row["step"] > 80 else 0.0)) for row in steps]
+        assert "learning_rate_too_high" in {one.id for one in table.look(dataclasses.replace(known, steps=blown_up))[0]}, seed
+
+
 def test_a_flat_curve_is_a_rate_that_is_too_low_only_where_the_rate_is_low(tmp_path: Path) -> None:
     run = record(tmp_path / "run", loss=lambda step: 2.0, held_out=lambda step: 2.0)
     known = dataclasses.replace(evidence.read(run), model=FACTS)
@@ -118,6 +136,32 @@ def test_a_suite_that_scores_lower_is_forgetting_and_a_task_that_does_not_score_
     found = look(run)
     assert set(found) == {"forgetting", "not_better_than_base"}
     assert found["forgetting"].evidence["lost"] == {"mmlu": [0.8, 0.5]}
+
+
+def test_a_score_without_an_interval_is_not_surely_lost(tmp_path: Path) -> None:
+    run = record(tmp_path / "run")
+    base, tuned, own = Metric(0.5, 0.5, 0.5, 200), Metric(0.45, 0.4, 0.49, 200), Metric(0.8, 0.75, 0.85, 200)
+    poor = Metric(0.5, 0.45, 0.55, 200)
+    run.write_scorecard(Scorecard({"base": {"exact_match": poor, "mmlu": base}, "tuned": {"exact_match": own, "mmlu": tuned}}, {}, {}))
+    assert look(run) == {}
+
+
+def test_rows_that_are_replayed_are_no_fault(tmp_path: Path) -> None:
+    """Few, hard and too long as they may be: data.replay is a cure of Luthier's own."""
+    run = record(tmp_path / "run")
+    ledger = json.loads(run.ledger.read_text(encoding="utf-8"))
+    tokens = {"read": 900, "trained": 100, "masked": 0, "cut": 800}
+    ledger["sources"].append({"file": "general.jsonl", "path": "/g", "replay": True, "rows": 40, "rejected": {"too_long": 30}, "tokens": tokens})
+    ledger["rows"] |= {"read": 280, "rejected": {"too_long": 30}}
+    ledger["tokens"] |= {"read": 24_900, "cut": 800}
+    run.ledger.write_text(json.dumps(ledger), encoding="utf-8")
+    rows = [RowLosses(f"rows.jsonl:{line}", [(step, 0.2) for step in (1, 31, 61)]) for line in range(1, 101)]
+    rows += [RowLosses(f"general.jsonl:{line}", [(step, 3.0) for step in (2, 32, 62)]) for line in range(1, 11)]
+    assert look(run, row_losses=rows) == {}
+    for mark in ledger["sources"]:
+        mark.pop("replay", None)
+    run.ledger.write_text(json.dumps(ledger), encoding="utf-8")
+    assert set(look(run, row_losses=rows)) == {"noisy_labels", "source_imbalance", "truncation"}
 
 
 def test_memory_that_is_short_is_told(tmp_path: Path) -> None:

@@ -232,6 +232,38 @@ def test_a_bent_distribution_is_one_requests_own(server: Continuous, tiny_model:
     assert free.answer == alone(tiny_model, None, [prompt], 3)[0]
 
 
+def test_numbers_that_overflow_end_their_own_request_and_leave_nothing(
+    server: Continuous, tiny_model: Path, folders: dict[str, Path], base: Engine, tmp_path: Path
+) -> None:
+    huge = tmp_path / "huge"
+    huge.mkdir()
+    save_file({name: tensor * 0 + 3e38 for name, tensor in load_file(folders["lora"] / adapters.WEIGHTS).items()}, huge / adapters.WEIGHTS)
+    (huge / adapters.CONFIG).write_bytes((folders["lora"] / adapters.CONFIG).read_bytes())
+    overflowing, plain = row_adapters.load(base.model, huge), row_adapters.load(base.model, folders["wide"])
+    prompts = prompts_of(5, 3)
+    failing = [Request(prompts[0], 6, NO_STOP, adapter=overflowing) for _ in range(4)]
+    beside = Request(prompts[1], 6, NO_STOP, adapter=plain)
+    for request in [failing[0], beside, *failing[1:]]:
+        server.add(request)
+    finish(server)
+    assert [request.finish for request in failing] == ["failed"] * 4
+    assert beside.answer == alone(tiny_model, folders["wide"], [prompts[1]], 6)[0]
+    after = [Request(prompt, 6, NO_STOP) for prompt in [*prompts[2:], list(range(3, 60))]]
+    for request in after:
+        server.add(request)
+    finish(server)
+    assert [request.answer for request in after] == [alone(tiny_model, None, [request.prompt], 6)[0] for request in after]
+
+
+def test_what_is_kept_is_one_tenants_own(server: Continuous) -> None:
+    prompt = prompts_of(1, 40)[0]
+    asked = [Request(prompt, 2, NO_STOP, tenant=tenant) for tenant in ("alice", "bob", "alice")]
+    for request in asked:
+        server.add(request)
+        finish(server)
+    assert [request.reused_tokens for request in asked] == [0, 0, len(prompt) - 1]
+
+
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(DataError, match="no tokens"):
         Request([], 3, NO_STOP)
@@ -256,7 +288,7 @@ def test_windows_caps_and_grouped_heads(name: str) -> None:
 
 
 def test_what_a_server_cannot_choose_for_each_request_is_refused(base: Engine, folders: dict[str, Path], tmp_path: Path) -> None:
-    def changed(config: dict[str, Any], **tensors: torch.Tensor) -> Path:
+    def changed(config: dict[str, Any], /, **tensors: torch.Tensor) -> Path:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
         stored = load_file(folders["lora"] / adapters.WEIGHTS)
@@ -266,6 +298,7 @@ def test_what_a_server_cannot_choose_for_each_request_is_refused(base: Engine, f
 
     ia3 = methods.add(load.load_model(Path(base.model.name_or_path), "fp32", "cpu"), Settings.model_validate(SETTINGS | {"method": "ia3"}))
     adapters.save_adapter(ia3, tmp_path / "ia3", "base")
+    head = "base_model.model.lm_head.lora_"
     some = next(name for name in load_file(folders["lora"] / adapters.WEIGHTS) if name.endswith("lora_A.weight"))
     for folder, said in {
         tmp_path / "ia3": "kind IA3",
@@ -273,6 +306,10 @@ def test_what_a_server_cannot_choose_for_each_request_is_refused(base: Engine, f
         changed({}, **{some: torch.zeros(4, 7)}): "takes",
         changed({}, **{some.replace("layers.0", "layers.9"): torch.zeros(4, 7)}): "layers.9",
         changed({}, **{some: torch.full_like(load_file(folders["lora"] / adapters.WEIGHTS)[some], torch.nan)}): "not finite",
+        changed({}, **{f"{head}A.weight": torch.zeros(4, 64), f"{head}B.weight": torch.zeros(500, 4)}): "the head",
+        changed({"init_lora_weights": "pissa"}): "changes the base",
+        changed({"alora_invocation_tokens": [5]}): "more than LoRA adds",
+        changed({"alpha_pattern": {"(": 3}}): "cannot be read together",
     }.items():
         with pytest.raises(ModelError, match=said):
             row_adapters.load(base.model, folder)

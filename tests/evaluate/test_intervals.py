@@ -63,3 +63,13 @@ def test_no_difference_is_not_called_one():
 def test_pairs_must_be_pairs():
     with pytest.raises(ValueError, match="shapes"):
         paired_difference([0.0, 1.0], [1.0, 1.0, 0.0])
+
+
+def test_the_same_difference_in_every_row_still_leaves_doubt():
+    for before, after, value in ((0.0, 1.0, 1.0), (1.0, 0.0, -1.0), (0.5, 0.5, 0.0)):
+        found = paired_difference([before] * 5, [after] * 5)
+        assert found.value == value
+        assert -1 <= found.low <= value <= found.high <= 1
+        assert found.high - found.low > 0.4
+    assert paired_difference([0.0] * 5, [1.0] * 5).low == pytest.approx(1 - 2 * wilson(0, 5)[1])
+    assert paired_difference([3.0] * 5, [9.0] * 5).low == 6.0, "of numbers that are no shares nothing is known of what else there could be"

@@ -1,6 +1,7 @@
 import pytest
 
 from luthier.config.metric_names import check as check_name
+from luthier.config.metric_names import lower_is_better, with_file
 from luthier.config.settings import Settings
 from luthier.errors import ConfigError, DataError
 from luthier.evaluate.json_answers import exact_match, field_f1, valid_json
@@ -133,6 +134,25 @@ def test_names_that_hold_something():
         assert check_name(name) == name
 
 
+def test_a_file_in_a_name_is_put_elsewhere():
+    moved = {
+        "json_schema=a.json": "json_schema=/x/a.json",
+        "sql_match=b.sqlite": "sql_match=/x/b.sqlite",
+        "mine.py:half": "/x/mine.py:half",
+        "my.metrics:mine": "my.metrics:mine",
+        "regex=a.py:b": "regex=a.py:b",
+        "drift/kl": "drift/kl",
+    }
+    assert {name: with_file(name, lambda file: f"/x/{file}") for name in moved} == moved
+    assert with_file("mine.py:half", lambda file: f"/a=b/{file}") == "mine.py:half", "else the name could not be read again"
+
+
+def test_it_is_known_where_less_is_better_and_a_suite_may_say_so():
+    assert all(map(lower_is_better, ("refusals", "repetition", "wiki word_perplexity", "wiki bits_per_byte (first)")))
+    assert not any(map(lower_is_better, ("exact_match", "json_schema=perplexity", "wiki acc (perplexity)")))
+    assert lower_is_better("heard wer", ["heard wer"])
+
+
 def test_a_metric_of_ones_own_by_its_file(tmp_path):
     (tmp_path / "mine.py").write_text("def half(expected, answer):\n    return 0.5 if answer else 1 / 0\n")
     assert score("mine.py:half", ["a", "b"], ["a", "c"], tmp_path).value == 0.5
@@ -155,4 +175,8 @@ def test_json_that_follows_a_schema(tmp_path):
 def test_values_are_shown_in_their_unit():
     assert in_words("exact_match", Metric(0.973, 0.95, 0.99, 9)) == "97.3% (95-99)"
     assert in_words("perplexity", Metric(12.41, 11.9, 13.0, 9)) == "12.4 (11.9 to 13)"
+    assert in_words("wiki word_perplexity", Metric(40.0, 40.0, 40.0, 9)) == "40 (40 to 40)"
+    assert in_words("heard wer", Metric(1.2, 0.9, 1.5, 9)) == "1.2 (0.9 to 1.5)"
+    assert in_words("mine.py:half", Metric(0.5, 0.4, 0.6, 9)) == "50.0% (40-60)"
+    assert difference_in_words("wiki bits_per_byte", Metric(-0.5, -0.6, -0.4, 9)) == "-0.5 (-0.6 to -0.4)"
     assert difference_in_words("exact_match", Metric(0.12, -0.01, 0.25, 9)) == "+12.0 (-1 to 25)"

@@ -28,11 +28,19 @@ def test_half_of_the_pairs_show_the_model_first_and_the_seed_says_which():
 
 
 def test_win_rates_count_ties_as_half_and_equal_answers_as_ties():
-    found = result(PAIRS, rated("ann", "mmmmrr=="), equal=2)
+    found = result(PAIRS[:8], rated("ann", "mmmmrr=="), equal=2)
     assert found.win_rates["correctness"].value == pytest.approx(5 / 8)
     assert (found.win_rates["overall"].value, found.win_rates["overall"].n) == (0.6, 10)
     assert found.win_rates["overall"].low < 0.6 < found.win_rates["overall"].high
     assert (found.kappa, found.rated, found.raters) == ({}, 8, {"ann": 8})
+
+
+def test_equal_answers_count_by_the_share_that_is_rated():
+    found = result(PAIRS, rated("ann", "mm"), equal=40)
+    assert (found.win_rates["overall"].value, found.win_rates["overall"].n) == (4 / 6, 6)
+    assert found.equal == 40
+    assert result(PAIRS, [], equal=40).win_rates == {}
+    assert result([], [], equal=3).win_rates["overall"].n == 3
 
 
 def test_two_raters_have_cohens_kappa_and_three_fleiss():

@@ -55,6 +55,12 @@ def test_a_fork_bomb_begins_no_process() -> None:
         "import subprocess; subprocess.run(['true'])",
         "import os; os.execv('/bin/true', ['true'])",
         "import os; os.kill(os.getppid(), 9)",
+        "import os, resource; resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE))",
+        "import os, resource; resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)",
+        "import os; os.setpriority(os.PRIO_PROCESS, os.getppid(), os.getpriority(os.PRIO_PROCESS, os.getppid()))",
+        "import os; os.sched_setaffinity(os.getppid(), os.sched_getaffinity(os.getppid()))",
+        "import os; os.sched_setscheduler(os.getppid(), os.SCHED_OTHER, os.sched_param(0))",
+        "import os; os.sched_setparam(os.getppid(), os.sched_param(0))",
         "import ctypes; assert ctypes.CDLL(None, use_errno=True).syscall(41, 2, 1, 0) >= 0",
     ],
 )
@@ -77,6 +83,10 @@ def test_files_outside_stay_as_they_are(tmp_path: Path) -> None:
 def test_memory_and_files_have_an_end() -> None:
     assert "MemoryError" in sandbox.run("x = bytearray(4 << 30)").how
     assert not sandbox.run("with open('big', 'wb') as file:\n    for _ in range(100): file.write(bytes(1 << 20))").passed
+
+
+def test_its_own_limits_may_be_read_and_lowered() -> None:
+    assert sandbox.run("import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))\nassert resource.getrlimit(7) == (20, 20)").passed
 
 
 def test_the_environment_is_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:

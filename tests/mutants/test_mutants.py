@@ -19,7 +19,7 @@ SPEC.loader.exec_module(mutants)
 
 PATCHES = sorted(mutants.FOLDER.glob("*.patch"))
 LEAST_MUTANTS = 36
-THIRD_TIMEOUT_S = 600
+THIRD_TIMEOUT_S = 1200
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="patches are applied by git")
 

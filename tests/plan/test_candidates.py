@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from luthier.models import catalog
-from luthier.plan import candidates
+from luthier.plan import candidates, time
 from luthier.plan.candidates import Candidate, Choice, Refusal
-from luthier.plan.wishes import Device, Wishes, devices
+from luthier.plan.wishes import Device, Wishes, device_of, devices
+from luthier.records import Machine
 
-DEVICES = {**devices(), "laptop": Device("laptop", 16_000_000_000, 300.0, 40e9)}
+DEVICES = {**devices(), "laptop": Device("laptop", 16_000_000_000, 300.0, 40e9, "cpu")}
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ CASES = {
     "fields out of letters on a laptop without a GPU": Case(
         {"task": "extraction", "rows": 500, "use": "commercial"},
         "laptop",
-        ["qwen3-0.6b", "qwen2.5-0.5b-instruct", "olmo-2-1b-instruct"],
+        ["qwen3-1.7b", "qwen2.5-1.5b-instruct", "qwen3-0.6b"],
         {"qwen3-4b": "would train about", "qwen3-14b": "would train about", "qwen3-32b": "GB may be taken of laptop"},
     ),
     "sorting tickets on the smallest card of a cloud": Case(
@@ -72,7 +73,7 @@ CASES = {
     "long reports in one's own company": Case(
         {"task": "summarization", "rows": 2000, "use": "internal", "context": 32_768},
         "a100-80gb",
-        ["qwen3-8b", "qwen3-4b", "qwen2.5-7b-instruct"],
+        ["qwen3-8b", "qwen3-4b", "qwen3-30b-a3b"],
         {"gemma-2-9b-it": "its context is 8,192 tokens", "qwen3-14b": "would train about", "qwen2.5-3b-instruct": "not for this use (internal)"},
     ),
     "a device with 8 GB that must answer fast": Case(
@@ -119,10 +120,10 @@ CASES = {
     "a student's card of 12 GB": Case(
         {"task": "reasoning", "rows": 800, "use": "research"},
         "rtx-4090",
-        ["qwen3-8b", "qwen3-4b", "phi-3-mini-4k-instruct"],
+        ["phi-3-medium-4k-instruct", "qwen3-8b", "qwen3-4b"],
         {"qwen3-14b": "with qlora", "gpt-oss-20b": "with qlora"},
         memory_gb=12,
-        methods=["qlora", "lora", "lora"],
+        methods=["qlora", "qlora", "lora"],
     ),
     "books of 100,000 tokens": Case(
         {"task": "summarization", "rows": 1000, "use": "commercial", "context": 100_000},
@@ -204,7 +205,7 @@ def test_nothing_fits_into_nothing():
 def test_a_base_in_4_bits_needs_less_and_every_weight_more():
     card = catalog.card("llama-3.1-8b")
     assert card is not None
-    needs = candidates.memory_by_method(card.facts, 1024)
+    needs = candidates.memory_by_method(card.facts, 1024, "cpu")
     # 8.03e9 weights in bf16 are 16.1 GB; with AdamW every weight takes 2 + 16 bytes and more.
     assert 16.1e9 < needs["lora"] < 21e9
     assert 5e9 < needs["qlora"] < 10e9
@@ -214,7 +215,7 @@ def test_a_base_in_4_bits_needs_less_and_every_weight_more():
 def test_experts_stay_in_bf16_where_the_rest_is_in_4_bits():
     card = catalog.card("mixtral-8x7b")
     assert card is not None
-    needs = candidates.memory_by_method(card.facts, 1024)
+    needs = candidates.memory_by_method(card.facts, 1024, "cpu")
     assert needs["qlora"] > 2 * 45e9
     assert needs["lora"] > 2 * card.facts.parameters
 
@@ -255,3 +256,14 @@ def test_rows_are_passed_over_less_often_the_more_there_are():
         candidates.training_seconds(card.facts, "lora", Wishes("chat", DEVICES["t4"], rows=rows)) / rows for rows in (500, 5000, 50_000, 500_000)
     ]
     assert [round(one / seconds[-1]) for one in seconds] == [5, 3, 2, 1]
+
+
+def test_a_gpu_and_a_processor_are_counted_each_as_what_it_is():
+    card = catalog.card("llama-3.1-8b")
+    assert card is not None
+    gpu, cpu = (candidates.memory_by_method(card.facts, 1024, kind) for kind in ("cuda", "cpu"))
+    assert all(gpu[method] < cpu[method] for method in candidates.METHODS)  # no process, and no attention is kept
+    hours = [candidates.training_seconds(card.facts, "lora", Wishes("chat", Device("one", 10**11, 1000.0, 1e11, kind))) for kind in ("cpu", "cuda")]
+    assert hours[0] / hours[1] == pytest.approx(time.EFFICIENCY["cuda"] / time.EFFICIENCY["cpu"])
+    assert {device.kind for device in devices().values()} == {"cuda"}
+    assert device_of(Machine("cpu", "here", 2, 10**10, 300.0, 100.0)).kind == "cpu"

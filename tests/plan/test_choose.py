@@ -226,7 +226,8 @@ def test_told_how_much_memory_there_is_the_plan_cuts_until_the_run_fits(smollm2,
 def test_a_run_that_does_not_fit_is_refused_with_the_way_out(smollm2, laptop, addresses):
     plan = resolve(settings(max_memory="900MB"), smollm2, laptop, addresses)
     with pytest.raises(
-        ConfigError, match=r"needs about 1\.\d+ GB of memory, and may take max_memory: 900MB\n  Try: a smaller model, or max_memory: [12]\.\dGB"
+        ConfigError,
+        match=r"needs about 1\.\d+ GB of memory, and may take 85% of max_memory: 900MB\n  Try: a smaller model, or max_memory: [12]\.\dGB",
     ):
         plan.require_room()
     known = resolve(settings(max_memory=plan.next_step.rpartition(" ")[2]), smollm2, laptop, addresses)

@@ -182,3 +182,24 @@ def test_one_update_takes_its_share_of_a_run(smollm2: ModelFacts, laptop: Machin
     update = replace(ROWS, train_rows=16, train_tokens=16 * 120, trained_tokens=16 * 30)
     whole = cost.training_seconds(asked, smollm2, laptop, ROWS, 3 * 1000 // 16)
     assert cost.update_seconds(asked, smollm2, laptop, update) == pytest.approx(whole * 16 / 3000, rel=0.01)
+
+
+def test_the_cards_are_gpus_in_bf16_whatever_this_machine_is(llama3_8b: ModelFacts, laptop: Machine) -> None:
+    gpu = Machine("cuda", "card", 1, 80 * 10**9, 312_000.0, 156_000.0, attention="flash")
+    here = levers.neighbors(settings(precision="fp32"), llama3_8b, laptop, ROWS)
+    assert here == levers.neighbors(settings(precision="bf16"), llama3_8b, gpu, ROWS)
+
+
+WORDS = [
+    # seconds, price, in words
+    (0.4,      None,   "< 1 minute",  ""),
+    (59.0,     0.0099, "< 1 minute",  "< 0.01"),
+    (60.0,     0.0,    "60 s",        "0.00"),
+    (7_200.0,  2.5,    "2.0 hours",   "2.50"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("seconds", "price", "time", "money"), WORDS)
+def test_what_is_too_short_to_be_told_is_said_to_be_so(seconds: float, price: float | None, time: str, money: str) -> None:
+    one = elsewhere.Elsewhere("t4", 16 * 10**9, True, 10**9, seconds, price)
+    assert (one.time_in_words, one.price_in_words) == (time, money)

@@ -1,12 +1,14 @@
 """Whether to tune at all, and by which method: what the plan says for rows, memory, domain, and the cost of mistakes."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from luthier.config.settings import Settings
 from luthier.plan.choose import DataShape, resolve
 from luthier.plan.decision import decide
+from luthier.plan.machine import rules
 
 
 @pytest.fixture
@@ -80,3 +82,19 @@ def test_another_method_that_was_asked_for_is_planned_and_the_better_one_named(a
     assert found.method == "lora"
     assert found.override == ("method=lora" if asked in ("full", "qlora") else "")
     assert any(f"method: {asked} is planned" in reason for reason in found.reasons) == (asked != "dora")
+
+
+def test_the_command_that_takes_it_keeps_the_overrides_and_names_what_would_be_refused(decision):
+    found = decision(method="qlora")
+    overrides = ["method=qlora", "qlora.double_quant=false", "model=a model", "seed=1"]
+    given = {"lora.r": "l.yaml:3", "qlora.quantization": "l.yaml:5", "qlora.double_quant": "command line: qlora.double_quant=false"}
+    call = "luthier plan l.yaml 'model=a model' seed=1 method=lora"
+    assert found.command(Path("l.yaml"), overrides, given) == f"{call}   (and take the block qlora: out)"
+    assert found.command(Path("l.yaml"), overrides, {"lora.r": "l.yaml:3"}) == call
+    assert decision().command(Path("l.yaml"), overrides, given) == ""
+
+
+@pytest.mark.parametrize("domain", ["style", "near", "far"])
+def test_the_ranks_of_a_domain_are_those_of_the_table(domain, decision):
+    least, most = rules()["lora_rank"]["domains"][domain]
+    assert any(f"rank {least} to {most}" in reason for reason in decision(plan={"domain": domain}).reasons)

@@ -126,7 +126,7 @@ def test_what_auto_takes_is_never_warned_of(count, method, intent, smollm2, lapt
         ({"training": {"learning_rate": 1e-2}}, "training.learning_rate is 0.01; usual is 0.0005 to 0.003"),
         ({"training": {"learning_rate": 1e-5}}, "training.learning_rate is 1e-05; usual is"),
         ({"training": {"batch_size": 512}}, "training.batch_size is 512; usual is 32 to 128"),
-        ({"training": {"num_train_epochs": 20}}, "training.num_train_epochs is 20; usual is 0 to 5"),
+        ({"training": {"num_train_epochs": 20}}, "training.num_train_epochs is 20; usual is 3 to 5"),
         ({"training": {"warmup_ratio": 0.5}}, "training.warmup_ratio is 0.5; usual is 0 to 0.1"),
         ({"training": {"weight_decay": 1.0}}, "training.weight_decay is 1; usual is 0 to 0.1"),
         ({"training": {"max_grad_norm": 50}}, "training.max_grad_norm is 50; usual is 0.3 to 1"),
@@ -166,3 +166,17 @@ def test_the_guide_has_the_tables_that_are_used(pytestconfig):
         model = ModelFacts(int(size), 1, 1, 1, 1, 1, 1, 1, 1, True)
         rates = [f"{float(learning_rate(model, method).value):.0e}".replace("e-0", "e-") for method in ("lora", "qlora", "full")]
         assert f"| {in_words.count(int(size))} | {' | '.join(rates)} |" in guide
+
+
+def test_few_passes_with_many_updates_are_no_mistake_and_the_usual_band_is_shown_all_the_same(smollm2, laptop):
+    plan = resolve(settings(training={"num_train_epochs": 1, "batch_size": 4}), smollm2, laptop, rows(900))
+    passes = next(one for one in ranges.ranges(plan.settings, smollm2, plan.rows, plan.updates) if one.name == "training.num_train_epochs")
+    assert (str(passes), passes.holds) == ("5 to 10", True)
+
+
+def test_no_dropout_where_sharing_was_asked_for(smollm2, laptop):
+    found = {
+        shared: resolve(settings(training={"share_prefixes": True}), smollm2, laptop, rows(500, shared)).settings.lora.lora_dropout
+        for shared in (0, 1)
+    }
+    assert found == {0: 0.1, 1: 0.0}  # one token is less than what pays

@@ -103,3 +103,9 @@ def test_poor_regions_are_left_after_trials_that_diverged() -> None:
         rates.append(values["training.learning_rate"])
         trials.append(ended(len(trials) + 1, values["training.learning_rate"], values["lora.r"], 1.2))
     assert max(rates) < 9e-3
+
+
+def test_a_first_trial_outside_of_the_search_is_none_of_its_combinations() -> None:
+    search = Search(settings={"lora.r": [4, 8]})
+    trials = [Trial(1, {"lora.r": 16}, "done", value=1.0), Trial(2, {"lora.r": 4}, "done", value=1.0)]
+    assert sampler.next_values(search, False, trials) == {"lora.r": 8}

@@ -43,6 +43,8 @@ def test_the_cost_is_that_of_all_trials(plan_of: Any) -> None:
     _, plan = plan_of()
     lines = search.cost_lines(search.propose(plan), plan, Path("luthier.yaml"))
     assert lines[0] == "luthier sweep luthier.yaml --space THIS_FILE"
+    overridden = search.cost_lines(search.propose(plan), plan, Path("luthier.yaml"), ["seed=1", "data.train=my rows"])[0]
+    assert overridden == "luthier sweep luthier.yaml --space THIS_FILE seed=1 'data.train=my rows'"
     assert f"12 trials of about {duration(plan.seconds)}" in lines[2]
     assert f"at most about {duration(12 * plan.seconds)}" in lines[2]
 
@@ -60,3 +62,17 @@ EDGES = [
 def test_a_best_value_at_the_edge_is_seen(rate: float, r: int, edges: list[str]) -> None:
     tried = Search(settings={"training.learning_rate": Range(low=1e-4, high=1e-2, log=True), "lora.r": [4, 8, 16], "method": ["lora", "dora"]})
     assert search.at_the_edge(tried, {"training.learning_rate": rate, "lora.r": r, "method": "lora"}) == edges
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, None, True, "auto"])
+def test_a_value_that_the_range_does_not_hold_is_at_no_edge_of_it(value: object) -> None:
+    """The first trial is the settings file as it stands, and may be the best."""
+    tried = Search(settings={"training.weight_decay": Range(low=1e-3, high=1e-1, log=True)})
+    assert search.at_the_edge(tried, {"training.weight_decay": value}) == []
+
+
+def test_an_adapter_that_goes_on_keeps_its_width(plan_of: Any) -> None:
+    config, plan = plan_of("init_from=runs/earlier")
+    proposed = search.propose(plan)
+    assert list(proposed.settings) == ["training.learning_rate", "training.batch_size"]
+    check_search(proposed, config, ["init_from=runs/earlier"], {})

@@ -1,17 +1,24 @@
 """Any models side by side: what is kept, what is asked again, and what each column is."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from canned_server import canned, said
+from canned_server import Canned, canned, said
 from conftest_runs import Listener, Write, chat_row, write_rows
 
-from luthier.errors import CallError, ConfigError, RunError
+from luthier.errors import CallError, ConfigError, LuthierError, RunError
+from luthier.evaluate import endpoints
+from luthier.evaluate.asking import Decoding
 from luthier.evaluate.endpoints import Against
+from luthier.evaluate.kept import Kept
+from luthier.evaluate.targets import Target, told_apart
 from luthier.recipes import evaluation, sft
 from luthier.recipes.evaluation import Call, Prices
+from luthier.records import Conversation, Source, Turn
+from luthier.reporting import Silent
 from luthier.run_folder import RunFolder, read_scorecard
 
 
@@ -121,6 +128,60 @@ def test_an_endpoint_is_a_column_with_its_price(copied: RunFolder, rows: str) ->
     assert cost["price_per_answer"] == pytest.approx((cost["prompt_tokens_per_question"] + 10 * cost["tokens_per_answer"]) / 1e6)
     tuned = found.scorecard.costs["tuned"]
     assert tuned["price_per_answer"] == pytest.approx(tuned["seconds_per_answer"] / 1000)
+
+
+def test_a_server_that_refuses_everything_is_no_model_with_no_right_answer(copied: RunFolder, rows: str) -> None:
+    with canned(lambda number, body: Canned({"error": {"message": "no such parameter: top_k"}}, 400)) as server:
+        call = Call(data=rows, against=Against(server.address, "large", concurrency=1))
+        with pytest.raises(LuthierError, match="no such parameter: top_k"):
+            evaluation.compare([str(copied.path)], call)
+        # It is mended: what was refused is asked again, and one refusal among answers is said.
+        server.answer = lambda number, body: Canned({"error": {"message": "too long"}}, 400) if "100 Pierce" in json.dumps(body) else said("{}")
+        listener, before = Listener(), len(server.asked)
+        found = evaluation.compare([str(copied.path)], call, listener)
+        assert len(server.asked) - before == 4
+        assert any("1 questions were refused" in line for line in listener.lines)
+        assert found.scorecard.models["large"]["exact_match"].n == 4
+        evaluation.compare([str(copied.path)], call)
+        assert len(server.asked) - before == 5, "the refused one is asked again, and nothing else"
+
+
+def test_an_endpoint_is_told_of_the_tools(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "look_up", "description": "", "parameters": {"type": "object", "properties": {}}}}]
+    turns = (Turn("user", "Where?"), Turn("assistant", "Here."))
+    asked = [Conversation(turns, Source("a", number), True, json.dumps(given) if given else "") for number, given in ((1, tools), (2, None))]
+    with canned(lambda number, body: said("There.")) as server:
+        against = Against(server.address, "large", concurrency=1)
+        endpoints.ask(against, asked, Decoding(8), Kept(tmp_path / "answers.jsonl"), Silent())
+    assert [one["body"].get("tools") for one in server.asked] == [tools, None]
+
+
+def test_no_two_columns_are_called_alike(copied: RunFolder, rows: str, tmp_path: Path) -> None:
+    run, models = Target("run", copied), [Target("model", folder=tmp_path / one / "model") for one in ("a", "b")]
+    assert [one.name for one in told_apart([run, *models])] == ["run", *(str(one.folder) for one in models)]
+    assert [one.name for one in told_apart([run, models[0], Target("tuned", folder=tmp_path / "tuned")])] == ["run", "model", str(tmp_path / "tuned")]
+    with pytest.raises(CallError, match="is named twice"):
+        told_apart([models[0], models[0]])
+    with canned(lambda number, body: said("{}")) as server:
+        card = evaluation.compare([str(copied.path)], Call(data=rows, max_rows=1, against=Against(server.address, "tuned"))).scorecard
+    assert list(card.models) == list(card.costs) == ["base", "tuned", "tuned (endpoint)"]
+
+
+def test_another_model_of_the_same_name_is_another_evaluation(tiny_model: Path, rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [tmp_path / one / "model" for one in ("a", "b")]
+    for folder in folders:
+        shutil.copytree(tiny_model, folder)
+    call = Call(data=rows, max_new_tokens=4, max_rows=1)
+    first, other = (evaluation.compare([str(folder)], call) for folder in folders)
+    assert (first.folder.name, other.folder.name) == ("asked-model", "asked-model-2")
+    both = evaluation.compare([str(folder) for folder in folders], call)
+    assert list(both.scorecard.models) == [str(folder.resolve()) for folder in folders]
+
+
+def test_the_word_that_allows_code_does_not_make_it_another_evaluation(copied: RunFolder) -> None:
+    evaluation.compare([str(copied.path)], Call())
+    assert evaluation.compare([str(copied.path)], Call(run_code=True)).folder.name == "held-out"
 
 
 def test_code_is_run_only_where_that_was_said(copied: RunFolder, tmp_path: Path) -> None:

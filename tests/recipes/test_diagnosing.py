@@ -9,14 +9,19 @@ from typing import Any
 
 import pytest
 from conftest_faults import EVERY, HELD_OUT, TRAINED, USUAL, ids, letters, said, stored, thing, things, train, wrong
-from conftest_runs import MACHINE, Listener, write_rows
+from conftest_runs import MACHINE, Listener, make_config, write_rows
 
 from luthier.config.load import load_config
+from luthier.data import prepare
 from luthier.data.store import Picked
 from luthier.diagnose import mending
 from luthier.diagnose.finding import read_findings
+from luthier.engine import opening
+from luthier.engine.sampling import GREEDY
+from luthier.models import load
 from luthier.plan.machine import store_machine
 from luthier.recipes import diagnosing, handover
+from luthier.records import Conversation, Source, Turn
 from luthier.run_folder import RunFolder
 
 LOOP = "fox " * 24
@@ -306,6 +311,43 @@ def test_an_adapter_whose_every_b_is_zero(tmp_path: Path, tiny_model: Path, heal
     save_file({name: tensor * (".lora_B." not in name) for name, tensor in load_file(path).items()}, path)
     assert "adapter_without_effect" in ids(run)
     assert stored(run)["adapter_without_effect"]["seen"] == "every B of the adapter is zero"
+
+
+def test_rows_that_are_replayed_are_in_the_updates_and_not_among_the_rows_that_are_looked_at(
+    tmp_path: Path, tiny_model: Path, luthier_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(tmp_path, tiny_model, TRAINED[:40], "data.replay=50%", "data.max_length=512")
+    tokenizer, settings = load.load_tokenizer(tiny_model), config.settings
+    monkeypatch.setattr(diagnosing, "_tokenizer", lambda run, config: tokenizer)
+    run = RunFolder(tmp_path / "run")
+    prepare.write_ledger(run, prepare.tokenize_rows(prepare.load_rows(settings.data, tmp_path, settings.seed), tokenizer, 512, settings.data))
+    read = diagnosing._rows(run, config, Listener())
+    assert read is not None
+    assert read.of_update is not None
+    assert len(read.train) == 40
+    assert not any("replayed" in row.source.file for row in read.train)
+    assert any("replayed" in name for step in range(1, 8) for name in read.of_update(step))
+
+
+@pytest.mark.parametrize(("usual", "tenfold"), [(3, True), (200, False)])
+def test_an_answer_has_room_for_twice_the_longest_that_is_expected(
+    healthy: RunFolder, luthier_home: Path, monkeypatch: pytest.MonkeyPatch, usual: int, tenfold: bool
+) -> None:
+    """A limit that is shorter than the rows' own answers is no model that does not end."""
+    engine = opening.open_trained(healthy, Listener())
+    rows = [Conversation((Turn("user", "say"), Turn("assistant", "warm " * count)), Source("a.jsonl", count)) for count in (1, 30)]
+    given: list[int] = []
+
+    def answer(model: Any, prompts: list[list[int]], how: Any, limits: list[int], on_answers: Any) -> list[list[int]]:
+        given.extend(limits)
+        return [[1]] * len(prompts)
+
+    monkeypatch.setattr(diagnosing.generate, "answer", answer)
+    config = load_config(healthy.config, [f"evaluation.max_new_tokens={usual}"])
+    assert all(one.stopped for one in diagnosing._answers(engine, rows, config, GREEDY))
+    assert len(set(given)) == 1
+    assert (given[0] > 10 * usual) == tenfold
+    assert given[0] >= 2 * usual
 
 
 @pytest.mark.slow

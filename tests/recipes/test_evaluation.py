@@ -142,6 +142,28 @@ def test_a_file_is_read_as_the_training_rows_were(write: Write, tmp_path: Path) 
     assert evaluation.evaluate(run, data=str(rows)).data["rows"] == 1
 
 
+def test_what_is_mixed_into_the_training_is_no_row_of_a_file(write: Write, tmp_path: Path) -> None:
+    run = sft.fit(write([chat_row(place) for place in range(8)], "data.replay=30%", "data.max_rows=3", "training.max_steps=1"))
+    rows = write_rows(tmp_path / "test.jsonl", [chat_row(place) for place in range(5)])
+    card = evaluation.evaluate(run, data=str(rows))
+    assert (card.data["rows"], card.models["tuned"]["exact_match"].n) == (5, 5)
+
+
+def test_files_of_metrics_lie_beside_the_settings(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "schema.json").write_text('{"type": "object"}')
+    (folder / "mine.py").write_text("def same(expected, answer):\n    return expected == answer\n")
+    monkeypatch.chdir(tmp_path)
+    names = ["json_schema=schema.json", "mine.py:same"]
+    write_rows(folder / "eval.jsonl", [chat_row(9)])
+    settings = [f"evaluation.metrics=[{', '.join(names)}]", "data.eval=eval.jsonl", "evaluation.in_loop_rows=1", "evaluation.every_steps=1"]
+    run = sft.fit(write([chat_row(place) for place in range(4)], *settings, "training.max_steps=1"))
+    whole = [f"json_schema={folder / 'schema.json'}", f"{folder / 'mine.py'}:same"]
+    assert set(whole) <= set(run.read_metrics("eval")[-1]["metrics"])
+    assert list(evaluation.evaluate(run).models["tuned"]) == whole
+
+
 def test_questions_without_any_room_are_named(copied: RunFolder, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", [chat_row(0, "word " * 600)])
     with pytest.raises(DataError, match=r"none of 1 questions leaves room for an answer in the model's context of 512 tokens"):

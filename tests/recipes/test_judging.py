@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 from canned_server import Canned, canned, said
 from conftest_runs import Listener
+from safetensors.torch import load_file, save_file
 
 from luthier.errors import CallError, DataError
+from luthier.evaluate import judge_questions, rivals
 from luthier.evaluate.people import QUESTIONS
 from luthier.recipes.judging import Call, judge
 from luthier.recipes.rating import open_table
+from luthier.reporting import Silent
 from luthier.run_folder import RunFolder
 
 ALPACA = [
@@ -176,6 +179,21 @@ def test_raters_elsewhere_fill_a_table_and_several_are_merged(answered: RunFolde
     assert found.win_rates["overall"].value == pytest.approx((4 + 3.5) / 8)
     assert (found.kappa_of, found.kappa_pairs) == ("Cohen", 4)
     assert "rated by" in answered.report.read_text(encoding="utf-8")
+
+
+def test_kept_answers_are_those_of_the_weights_that_gave_them(copied: RunFolder, questions: Path) -> None:
+    (asked,) = judge_questions.read_questions(questions, None)[:1]
+
+    def answer() -> str:
+        return rivals._answers(copied, [asked], 8, Silent(), base=False)[0][asked.id][0]
+
+    first = answer()
+    (kept,) = (copied.path / "judgments" / "answers").glob("*/*.jsonl")
+    kept.write_text(kept.read_text().replace(json.dumps(first), '"kept before"'))
+    assert answer() == "kept before"
+    (weights,) = copied.trained.glob("*.safetensors")
+    save_file({name: 0.5 * tensor for name, tensor in load_file(weights).items()}, weights)
+    assert answer() != "kept before"
 
 
 @pytest.mark.slow

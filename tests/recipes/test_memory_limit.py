@@ -43,6 +43,6 @@ def test_told_that_3_gb_are_free_a_run_stays_below(default_model: Path, long_row
 def test_what_does_not_fit_is_not_begun(default_model: Path, long_rows: Path) -> None:
     done = train(long_rows, default_model.parents[1], "max_memory=1GB")
     assert done.returncode != 0
-    assert "may take max_memory: 1GB" in done.stderr
+    assert "may take 85% of max_memory: 1GB" in done.stderr
     assert "a smaller model, or max_memory: " in done.stderr
     assert not (long_rows / "runs").exists()

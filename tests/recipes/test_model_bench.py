@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest_runs import Listener, chat_row, write_rows
 
-from luthier.errors import DataError
+from luthier.errors import ConfigError, DataError
 from luthier.recipes import model_bench
 from luthier.recipes.model_bench import Benched
 
@@ -103,3 +103,10 @@ def test_many_rows_are_drawn_evenly(tiny_model: Path, tmp_path: Path) -> None:
     picked = write_rows(tmp_path / "picked.jsonl", [chat_row(place) for place in (0, 2, 4, 7, 9)])
     (found,) = model_bench.bench([str(tiny_model)], str(picked))
     assert (ten[0].rows, ten[0].bits_per_byte) == (5, pytest.approx(found.bits_per_byte, rel=1e-6))
+
+
+@pytest.mark.parametrize("metric", ["perplexity", "token_accuracy", "length", "stop_rate"])
+def test_a_metric_that_is_not_of_texts_is_refused_before_a_model_is_opened(metric: str, rows: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{metric} is not counted") as refused:
+        model_bench.bench(["no-such-model"], str(rows), wanted=["exact_match", metric])
+    assert "luthier eval" in refused.value.next_step

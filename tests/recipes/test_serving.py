@@ -66,6 +66,7 @@ def test_a_run_is_served_as_it_was_trained(learned: RunFolder, warm: Warm, tmp_p
     reading = threading.Thread(target=stream)
     reading.start()
     assert begun.wait(30)
+    assert httpx.get(f"{url}/ready").status_code == 200
     call.kill(signal.SIGTERM)
     reading.join(30)
     assert found[-2:] == ["data: [DONE]", ""]  # what was being answered is answered

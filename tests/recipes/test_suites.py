@@ -99,6 +99,10 @@ def test_a_suite_stands_in_the_scorecard_of_base_and_tuned(copied: RunFolder, fo
     assert list(found.scorecard.models["tuned"]) == ["chosen acc", "chosen acc_norm", "said exact_match"]
     assert found.scorecard.differences["tuned"]["chosen acc"].n == 4
     assert found.folder == copied.evals / "chosen-said"
+    read = evaluation.compare([str(copied.path)], Call(suites=("read",), suite_dir=str(folder), max_rows=4)).scorecard
+    assert read.data["lower_is_better"] == ["read word_perplexity"]
+    perplexity = read.models["tuned"]["read word_perplexity"]
+    assert perplexity.low < perplexity.value < perplexity.high
     with pytest.raises(CallError, match="--run-code"):
         evaluation.compare([str(copied.path)], Call(suites=("coded",), suite_dir=str(folder)))
     with pytest.raises(ConfigError, match="lm-eval has no such task"):

@@ -14,6 +14,7 @@ from conftest_serve import Running, application, listen
 from test_continuous import make
 
 from luthier.engine import Engine
+from luthier.engine.continuous import Continuous
 from luthier.models import adapters as stored
 from luthier.models import load
 from luthier.records import Turn
@@ -223,6 +224,28 @@ def test_an_adapter_is_loaded_again_when_it_changes_and_unloaded_by_name(running
     assert client.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": "/etc"}).status_code == 400
 
 
+def test_no_label_holds_what_a_client_wrote(client: httpx.Client) -> None:
+    client.get("/v1/models/somebody-wrote-this")
+    client.get("/somebody-wrote-this-too")
+    assert "somebody" not in client.get("/metrics").text
+
+
+def test_a_model_that_cannot_answer_any_more_says_so(tiny_model: Path, adapters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("the device is gone")
+
+    found, thread = listen(application(tiny_model, adapters), adapters)
+    with found.client() as asking:
+        assert asking.post("/v1/chat/completions", json={"model": "base", **ASK}).status_code == 200
+        monkeypatch.setattr(Continuous, "_run", fail)
+        statuses = [asking.post("/v1/chat/completions", json={"model": "base", **ASK}).status_code for _ in range(7)]
+        assert statuses == [500] * 5 + [503] * 2
+        assert [asking.get("/ready").status_code, asking.get("/health").status_code] == [503, 503]
+        assert asking.post("/v1/chat/completions", json={"model": "lora", **ASK}).status_code == 503
+    found.server.should_exit = True
+    thread.join(timeout=30)
+
+
 def test_a_forward_that_fails_ends_its_requests_alone(running: Running, client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     answering: Any = running.app.app.state.server.answering  # type: ignore[attr-defined]
 
@@ -241,7 +264,7 @@ def test_a_forward_that_fails_ends_its_requests_alone(running: Running, client: 
 @pytest.fixture(scope="module")
 def guarded(tiny_model: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("keys") / "keys.json"
-    every, one = keys.new(path, "every"), keys.new(path, "one", ("lora",))
+    every, one = keys.new(path, "every", admin=True), keys.new(path, "one", ("lora",))
     assert every not in path.read_text()
     found, thread = listen(application(tiny_model, adapters, keys.read(path, None)), adapters)
     yield found, every, one
@@ -266,4 +289,5 @@ def test_every_path_but_health_asks_for_a_key(guarded: Any) -> None:
         assert [model["id"] for model in only.get("/v1/models").json()["data"]] == ["lora"]
         assert only.post("/v1/chat/completions", json={"model": "lora", **ASK}).status_code == 200
         assert only.post("/v1/chat/completions", json={"model": "base", **ASK}).status_code == 403
-        assert only.post("/v1/unload_lora_adapter", json={"lora_name": "wide"}).status_code == 403
+        assert only.post("/v1/unload_lora_adapter", json={"lora_name": "lora"}).status_code == 403
+        assert only.get("/metrics").status_code == 403

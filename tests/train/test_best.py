@@ -22,7 +22,8 @@ def settings(metric: str = "loss", **evaluation: object) -> Settings:
 
 
 @pytest.mark.parametrize(
-    ("metric", "less"), [("loss", True), ("perplexity", True), ("drift/kl", True), ("exact_match", False), ("rewards/margins", False)]
+    ("metric", "less"),
+    [("loss", True), ("perplexity", True), ("refusals", True), ("drift/kl", True), ("exact_match", False), ("rewards/margins", False)],
 )
 def test_it_is_known_of_each_metric_whether_less_is_better(metric: str, less: bool) -> None:
     aim = best.aim_of(settings(metric))

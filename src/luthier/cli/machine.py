@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from luthier.cli.terminal import Terminal, print_json
+from luthier.errors import ConfigError
+from luthier.records import Finding
 
 
 def doctor(
@@ -20,7 +22,12 @@ def doctor(
     from luthier.config.load import load_config
     from luthier.recipes.doctor import examine
 
-    findings = examine(load_config(config) if config else None, network=network)
+    loaded, of_settings = None, list[Finding]()
+    try:
+        loaded = load_config(config) if config else None
+    except ConfigError as error:  # what was found of the machine is shown all the same
+        of_settings = [Finding("error", "settings", f"{error.where}: {error.problem}", error.next_step)]
+    findings = examine(loaded, network=network) + of_settings
     if as_json:
         print_json([{"status": one.status, "subject": one.subject, "seen": one.seen, "mend": one.mend, "details": one.details} for one in findings])
     else:

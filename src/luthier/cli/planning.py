@@ -37,29 +37,28 @@ def plan(
     for note in loaded.notes:
         terminal.say(note)
     if sweep:
-        print_proposal(planning.make_plan(loaded, terminal), config, as_json)
+        print_proposal(planning.make_plan(loaded, terminal), config, overrides or [], as_json)
         return
     found = planning.overview(loaded, terminal, prices)
     if as_json:
         print_json(found.as_json())
         return
-    _show(terminal, found, config)
+    _show(terminal, found, found.decision.command(config, overrides or [], loaded.given))
 
 
-def _show(terminal: Terminal, found: "Overview", config: Path) -> None:
+def _show(terminal: Terminal, found: "Overview", way_to_take_it: str) -> None:
     plan = found.plan
     for line in found.decision.lines():
         terminal.say(line)
-    if found.decision.override:
-        terminal.say(f"  luthier plan {config} {found.decision.override}")
+    if way_to_take_it:
+        terminal.say(f"  {way_to_take_it}")
     terminal.say("")
     terminal.table(["setting", "value", "usual", "why", "source"], _settings(found))
     terminal.say(f"\nupdates: {plan.updates:,} of {plan.settings.training.batch_size} examples")
     _show_memory(terminal, plan)
     terminal.say("")
-    terminal.table(
-        ["GB", *(f"{size / 1e9:.0f}" for size in _cards(found))], _methods(found), title="what fits where, by the card's memory (estimates)"
-    )
+    title = "what fits where, on a GPU in bf16, by its memory (estimates)"
+    terminal.table(["GB", *(f"{size / 1e9:.0f}" for size in _cards(found))], _methods(found), title=title)
     terminal.say("")
     _show_time(terminal, found)
     if not plan.fits:
@@ -115,8 +114,8 @@ def _show_time(terminal: Terminal, found: "Overview") -> None:
         [
             one.device,
             "yes" if one.fits else f"no: {in_words.size(one.needs_bytes)}",
-            in_words.duration(one.seconds),
-            "" if one.price is None else f"{one.price:.2f}",
+            one.time_in_words,
+            one.price_in_words,
         ]
         for one in found.devices
     ]

@@ -35,6 +35,7 @@ def serve(
     keys: Annotated[Path | None, typer.Option(help="File of API keys (their hashes). LUTHIER_API_KEY is one more.")] = None,
     allowed_host: Annotated[list[str] | None, typer.Option(help="A name that requests may call this server by (Host), beside its own.")] = None,
     new_key: Annotated[str | None, typer.Option(help="Make a key of this name, write its hash into --keys, print it once, and end.")] = None,
+    key_admin: Annotated[bool, typer.Option("--key-admin", help="With --new-key: the key may load and unload adapters and read /metrics.")] = False,
     key_model: Annotated[list[str] | None, typer.Option(help="With --new-key: a model that the key may use (default: all).")] = None,
 ) -> None:
     """Serve a model and its adapters through an OpenAI-compatible API.
@@ -42,10 +43,14 @@ def serve(
     Example: luthier serve runs/support runs/sales --port 8000
     """
     if new_key is not None:
-        _make_key(new_key, keys, tuple(key_model or ()))
+        _make_key(new_key, keys, tuple(key_model or ()), key_admin)
         return
-    if key_model:
-        raise CallError("--key-model has no effect without --new-key", where="luthier serve", next_step="luthier serve --new-key NAME --keys FILE")
+    if key_model or key_admin:
+        raise CallError(
+            "--key-model and --key-admin have no effect without --new-key",
+            where="luthier serve",
+            next_step="luthier serve --new-key NAME --keys FILE",
+        )
     if not models:
         raise CallError("names nothing to serve", where="luthier serve", next_step="luthier serve RUN, or luthier serve MODEL --adapters FOLDER")
     if adapters is not None and not adapters.is_dir():
@@ -57,7 +62,7 @@ def serve(
     serving.serve(wanted, Terminal())
 
 
-def _make_key(name: str, path: Path | None, models: tuple[str, ...]) -> None:
+def _make_key(name: str, path: Path | None, models: tuple[str, ...], admin: bool) -> None:
     if path is None:
         raise CallError(
             "needs a file for the key's hash", where="luthier serve --new-key", next_step=f"luthier serve --new-key {name} --keys keys.json"
@@ -65,6 +70,6 @@ def _make_key(name: str, path: Path | None, models: tuple[str, ...]) -> None:
     from luthier.serve import keys
 
     terminal = Terminal(quiet=True)
-    given = keys.new(path, name, models)
+    given = keys.new(path, name, models, admin=admin)
     terminal.say(f"{path} holds its hash; the key itself is kept nowhere and is shown this once:")
     typer.echo(given)

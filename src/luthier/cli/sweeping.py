@@ -56,7 +56,7 @@ def _require_alone(overrides: list[str] | None, space: Path | None, metric: str 
         raise CallError(problem, where="luthier sweep", next_step="leave them out, or begin a new search with the settings file")
 
 
-def print_proposal(plan: "Plan", config: Path, as_json: bool) -> None:
+def print_proposal(plan: "Plan", config: Path, overrides: list[str], as_json: bool) -> None:
     """The search that fits a plan, on standard output, so that it can go into a file."""
     from luthier.config.search import search_to_yaml
     from luthier.plan.search import cost_lines, propose
@@ -65,4 +65,4 @@ def print_proposal(plan: "Plan", config: Path, as_json: bool) -> None:
     if as_json:
         print_json({"search": search.model_dump(), "seconds_estimated": search.trials * plan.seconds})
         return
-    sys.stdout.write(search_to_yaml(search, cost_lines(search, plan, config)))
+    sys.stdout.write(search_to_yaml(search, cost_lines(search, plan, config, overrides)))

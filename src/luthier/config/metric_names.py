@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Callable, Collection
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -32,6 +33,9 @@ NAMES = {
     "stop_rate":       "",
     "refusals":        "",
 }  # fmt: skip
+# Metrics that are no share of anything, and not shown in percent. The last four are lm-eval's.
+PLAIN = frozenset({"bleu", "chrf", "length", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "ter"})
+LOWER_IS_BETTER = frozenset({"perplexity", "repetition", "refusals", "word_perplexity", "byte_perplexity", "bits_per_byte", "ter"})
 PASS = re.compile(r"pass@([1-9]\d{0,3})")
 OWN = re.compile(r"[^:=]+:[A-Za-z_]\w*")
 
@@ -50,6 +54,31 @@ def check(name: str) -> str:
     if equals and not (NAMES[known] and argument):
         raise ValueError(f"{known} takes nothing after it, and {name!r} gives it something" if not NAMES[known] else f"{name!r} ends at its =")
     return name
+
+
+def kind_of(title: str) -> str:
+    """The metric behind a title: of "TASK METRIC (FILTER)", as a suite's are called, the metric; of NAME=FILE the name."""
+    return title.partition("=")[0].partition(" (")[0].rpartition(" ")[2]
+
+
+def lower_is_better(title: str, said: Collection[str] = ()) -> bool:
+    """Whether less is better; `said` are the titles of which their suite says so."""
+    return title in said or kind_of(title) in LOWER_IS_BETTER
+
+
+def is_share(title: str, low: float, high: float) -> bool:
+    """Whether a value between these bounds is shown in percent: one from 0 to 1 that is not one of PLAIN."""
+    return kind_of(title) not in PLAIN and low >= 0 and high <= 1
+
+
+def with_file(name: str, place: Callable[[str], str]) -> str:
+    """The same metric with the file that its name holds, if any, where `place` puts it."""
+    known, _, argument = name.partition("=")
+    if NAMES.get(known) == "FILE":
+        return f"{known}={place(argument)}"
+    file, _, function = name.rpartition(":")
+    moved = f"{place(file)}:{function}" if OWN.fullmatch(name) and file.endswith(".py") else name
+    return moved if OWN.fullmatch(moved) else name  # a folder with : or = in it cannot be written in a name
 
 
 MetricName = Annotated[str, Field(min_length=1, examples=sorted(NAMES)), AfterValidator(check)]

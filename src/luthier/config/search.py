@@ -13,11 +13,14 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from luthier.config.load import Config, closest, load_config, read_tree, setting_field
 from luthier.config.methods import BLOCKS
+from luthier.config.preference import MEASURED
 from luthier.config.section import Section, Text
 from luthier.errors import ConfigError
 
 # Sections whose settings change how the same rows are learned. Another model, other rows or another template change what a loss means.
 SEARCHED = ("training", "preference", *sorted(BLOCKS - {"peft"}))
+# What may change though an earlier adapter goes on: how its base is kept, how fast its B is trained, and what full training freezes.
+NOT_THE_ADAPTERS = {"qlora", "freeze", "lora.loraplus_lr_ratio"}
 Number = int | float
 
 
@@ -94,11 +97,27 @@ def check_search(search: Search, config: Config, overrides: list[str], places: M
             raise ConfigError(f"{name} {problem}", where=where, next_step=f"settings of: method, {', '.join(SEARCHED)}")
         if isinstance(values, Range) and not (float in (kinds := kinds_of(field.annotation)) or int in kinds):
             raise ConfigError(f"{name} is not a number, and has no range", where=where, next_step=f"{name}: [one value, another]")
+        _check_compared(name, values, search.metric, config, where)
         for value in (values.low, values.high) if isinstance(values, Range) else values:
             try:
                 load_config(config.file, [*overrides, override(name, value)])
             except ConfigError as error:
                 raise ConfigError(error.problem, where=where, next_step=error.next_step) from error
+
+
+def _check_compared(name: str, values: Values, metric: str, config: Config, where: str) -> None:
+    """Raises ConfigError where trials of these values would not be other runs, or not be measured alike."""
+    section = name.partition(".")[0]
+    if not isinstance(values, Range) and "auto" in values:
+        # A trial is known by what auto became, which may be another of the values.
+        raise ConfigError(f"{name}: auto is not a value of its own", where=where, next_step="write the value that luthier plan shows for it")
+    measured = MEASURED[config.settings.objective]
+    if section == "preference" and metric == "loss":
+        way_out = "metric: rewards/accuracies" if "rewards/accuracies" in measured else f"take {name} out of the search"
+        raise ConfigError(f"{name} changes what the loss is, so that trials could not be compared by it", where=where, next_step=way_out)
+    if config.settings.init_from and section in BLOCKS - NOT_THE_ADAPTERS and name not in NOT_THE_ADAPTERS:
+        problem = f"{name} is decided by the adapter that init_from names, which goes on as it is"
+        raise ConfigError(problem, where=where, next_step="search settings of training, or take init_from out")
 
 
 def kinds_of(annotation: Any) -> set[Any]:

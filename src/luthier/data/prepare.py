@@ -270,7 +270,9 @@ def tokenize_rows(rows: Rows, tokenizer: Any, max_length: int, settings: DataSet
         notes=rows.notes + notes + _set_aside(Rejections([], rows.every, gone)),
     )
     if settings.too_long == "error":
-        _check_too_long(gone, len(used), limit, rows.every)
+        # Nobody can mend the rows that come with Luthier: those that are too long are left out, and said, and are no error.
+        built_in = [] if settings.replay_from else _replayed_sources(rows)
+        _check_too_long(gone, used, limit, rows.every, built_in)
     _check_malformed(left)
     _check_left(left)
     if len(rows.held_out) and not len(left.held_out):
@@ -355,17 +357,29 @@ def trained_rows(run: RunFolder, settings: DataSettings, base: Path, seed: int, 
     """
     rows = load_rows(settings, base, seed)
     ledger.check_same_sources(run, rows.sources)
-    train = tokenize_rows(rows, tokenizer, int(settings.max_length), settings).rows.train
-    replayed = [number for number, source in enumerate(rows.sources) if source.get("replay")]
-    return Picked(rows.every, train.places[~np.isin(rows.every.part_of(train.places), replayed)])
+    return own_rows(tokenize_rows(rows, tokenizer, int(settings.max_length), settings).rows)
 
 
-def _check_too_long(gone: Sequence[SetAside], rows: int, max_length: int, every: AllRows) -> None:
+def own_rows(rows: Rows) -> Picked[Conversation]:
+    """The rows to train on but for those that are replayed."""
+    return Picked(rows.every, rows.train.places[~np.isin(rows.every.part_of(rows.train.places), _replayed_sources(rows))])
+
+
+def _replayed_sources(rows: Rows) -> list[int]:
+    return [number for number, source in enumerate(rows.sources) if source.get("replay")]
+
+
+def _check_too_long(gone: Sequence[SetAside], used: Places, max_length: int, every: AllRows, but: Sequence[int]) -> None:
+    """`but`: numbers of the sources that may have too long rows."""
     long = next((group for group in gone if group.reason == "too_long"), None)
-    if long is None or len(long.places) <= math.floor(rows * MOST_TOO_LONG_SHARE):
+    if long is None:
         return
-    lengths = [int(long.detail(index).split()[0].replace(",", "")) for index in range(len(long.places))]
-    longest = max(range(len(lengths)), key=lambda index: lengths[index])
+    counted = np.flatnonzero(~np.isin(every.part_of(long.places), but)).tolist()
+    rows = int((~np.isin(every.part_of(used), but)).sum())
+    if len(counted) <= math.floor(rows * MOST_TOO_LONG_SHARE):
+        return
+    lengths = {index: int(long.detail(index).split()[0].replace(",", "")) for index in counted}
+    longest = max(lengths, key=lengths.__getitem__)
     raise DataError(
         f"{len(lengths):,} of {rows:,} rows are longer than max_length ({max_length:,} tokens); this is the longest, with {lengths[longest]:,}",
         where=str(every.source(int(long.places[longest]))),

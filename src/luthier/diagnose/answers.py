@@ -49,7 +49,7 @@ def no_stop(evidence: Evidence) -> list[Finding] | str:
         evidence,
         "no_stop",
         "answers that do not end",
-        f"did not end by themselves within twice the longest training answer (evaluation.max_new_tokens: {limit})",
+        f"did not end by themselves within twice evaluation.max_new_tokens ({limit}), nor twice the longest answer that is expected",
         lambda one, text: text == one.answer and not one.stopped,
         "an answer that goes on wastes time and adds what nobody asked for",
         [

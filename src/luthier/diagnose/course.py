@@ -16,6 +16,8 @@ from luthier.diagnose.finding import Cure, Finding
 RISE_SHARE, RISE_NATS = 0.05, 0.02
 # Standard errors by which two stretches of a curve must differ, so that it is no chance.
 SURE = 4.0
+# Of a rise of the mean loss the lower quartile shows at least this part; where it does not, a few hard rows stand together by chance.
+LOW_SHARE = 0.25
 SPIKE_BEFORE = 20  # updates that say what is usual
 SPIKES_NAMED = 5
 # Batches that the noise scale must hold, so that one is called too small: at the end of a run it is well above the batch in any case.
@@ -32,6 +34,8 @@ class Curve:
     lowest_step: int
     highest: float
     last: float
+    rose: bool  # from the first stretch to the highest one nearly all updates rose, and not a few with hard rows alone
+    ended_up: bool  # and so from the lowest to the last
     error: float
     last_quarter: float  # how much of the whole fall came in the last quarter (0.25: a straight line)
 
@@ -49,16 +53,25 @@ def curve(steps: Sequence[Mapping[str, Any]]) -> Curve | None:
     width = max(5, len(losses) // 10)
     means = [statistics.fmean(losses[start : start + width]) for start in range(len(losses) - width + 1)]
     lowest = min(range(len(means)), key=means.__getitem__)
-    # Neighbors share the trend: the median of their differences, of normal numbers, is 0.9539 standard deviations of one.
-    chance = statistics.median(abs(second - first) for first, second in itertools.pairwise(losses)) / 0.9539
+    highest = max(range(len(means)), key=means.__getitem__)
+    # Neighbors share the trend. No median of the differences: it would not see a few hard rows, which move a mean by chance all the same.
+    chance = statistics.stdev(second - first for first, second in itertools.pairwise(losses)) / math.sqrt(2)
+
+    def low_too(start: int, end: int) -> bool:
+        """Whether the lower quartile rose by a part of what the mean did."""
+        before, after = (statistics.quantiles(losses[place : place + width], n=4)[0] for place in (start, end))
+        return after - before > LOW_SHARE * (means[end] - means[start])
+
     third = means[round(0.75 * (len(means) - 1))]
     fall = means[0] - means[-1]
     return Curve(
         first=means[0],
         lowest=means[lowest],
         lowest_step=int(steps[min(lowest + width // 2, len(steps) - 1)]["step"]),
-        highest=max(means),
+        highest=means[highest],
         last=means[-1],
+        rose=low_too(0, highest),
+        ended_up=low_too(lowest, len(means) - 1),
         error=chance / math.sqrt(width),
         last_quarter=(third - means[-1]) / fall if fall > 0 else 0.0,
     )
@@ -143,7 +156,7 @@ def rate_too_high(evidence: Evidence) -> list[Finding] | str:
     signs = []
     if len(evidence.skipped) > 1:
         signs.append(f"{len(evidence.skipped)} updates gave no finite numbers")
-    if found and found.highest > 1.1 * found.first + SURE * found.error:
+    if found and found.rose and found.highest > 1.1 * found.first + SURE * found.error:
         signs.append(f"the loss rose to {found.highest:.3f} from {found.first:.3f} at the start")
     elif found and _diverged(found):
         signs.append(f"the loss rose from {found.lowest:.3f} to {found.last:.3f}")
@@ -226,7 +239,7 @@ def divergence(evidence: Evidence) -> list[Finding] | str:
 
 def _diverged(found: Curve) -> bool:
     rise = found.last - found.lowest
-    return rise > max(0.5, 0.5 * found.lowest) and rise > SURE * found.error
+    return found.ended_up and rise > max(0.5, 0.5 * found.lowest) and rise > SURE * found.error
 
 
 def _stalled(evidence: Evidence) -> bool:

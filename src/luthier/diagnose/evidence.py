@@ -136,8 +136,11 @@ class Evidence:
         return self.rows.of_update(step)
 
 
-def read(run: RunFolder) -> Evidence:
-    """What the folder of a run says. What is damaged or missing there is left out; raises LuthierError where its settings cannot be read."""
+def read(run: RunFolder, *, adapter: bool = True) -> Evidence:
+    """What the folder of a run says, and its adapter's tensors where they are wanted (their products need memory).
+
+    What is damaged or missing there is left out; raises LuthierError where its settings cannot be read.
+    """
     settings = load_config(run.config).settings
     damaged: list[str] = []
 
@@ -170,7 +173,7 @@ def read(run: RunFolder) -> Evidence:
             for path in sorted(run.evals.glob("*/scorecard.json"))
             if (found := known(path, functools.partial(read_scorecard, path), None)) is not None
         },
-        updates=known(run.adapter, lambda: updates_of(run.adapter), []),
+        updates=known(run.adapter, lambda: updates_of(run.adapter), []) if adapter else [],
         usual_rate=known(model, lambda: _usual_rate(settings, model.parent), None),
         model=known(model, lambda: facts.from_folder(model.parent), None),
         row_losses=_losses_by_row(run),

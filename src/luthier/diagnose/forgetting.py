@@ -2,11 +2,12 @@
 
 import math
 
+from luthier.config.metric_names import kind_of, lower_is_better
 from luthier.config.settings import Settings
 from luthier.diagnose.cures import longer, rate, rate_of, shorter
 from luthier.diagnose.evidence import Evidence
 from luthier.diagnose.finding import Cure, Finding, Severity
-from luthier.diagnose.scores import LOWER_IS_BETTER
+from luthier.diagnose.scores import said_lower
 from luthier.records import Metric, Scorecard
 
 # Nats a token that general text has become less likely by: what is told, and what is severe (1.0 is 2.7 times less likely a token).
@@ -63,7 +64,7 @@ def not_better(evidence: Evidence) -> list[Finding] | str:
     own = {name: pair for name, pair in scores.items() if name in evidence.settings.evaluation.metrics}
     if not own:
         return "the answers were not scored (luthier eval RUN)"
-    better = [name for name, (base, tuned) in own.items() if tuned.low > base.high]
+    better = [name for name, (base, tuned) in own.items() if _is_worse(name, tuned, base, [])]
     at_the_top = all(base.value >= 0.99 and tuned.value >= 0.99 for base, tuned in own.values())
     if better or at_the_top or max(tuned.n for _, tuned in own.values()) < LEAST_SCORED:
         return []
@@ -96,13 +97,15 @@ def _lost_scores(evidence: Evidence) -> list[tuple[str, Metric, Metric]]:
     """What is not the task's own and is surely worse than the base has it."""
     own = set(evidence.settings.evaluation.metrics)
     pairs = [(name, *pair) for name, pair in _both(evidence.scorecard).items() if name not in own]
+    lower = said_lower(evidence.scorecard) if evidence.scorecard else []
     for evaluation, scorecard in evidence.other_scorecards.items():
+        lower += [f"{evaluation} {name}" for name in said_lower(scorecard)]
         pairs += [(f"{evaluation} {name}", *pair) for name, pair in _both(scorecard).items() if name not in own]
-    return [one for one in pairs if _is_worse(*one)]
+    # An interval of no width was not measured: nothing is surely outside of it.
+    return [(name, base, tuned) for name, base, tuned in pairs if base.low < base.high and _is_worse(name, base, tuned, lower)]
 
 
-def _is_worse(name: str, base: Metric, tuned: Metric) -> bool:
-    metric = name.rpartition(" ")[2]
-    if metric in NEITHER:
+def _is_worse(name: str, base: Metric, tuned: Metric, lower: list[str]) -> bool:
+    if kind_of(name) in NEITHER:
         return False
-    return tuned.low > base.high if metric in LOWER_IS_BETTER else tuned.high < base.low
+    return tuned.low > base.high if lower_is_better(name, lower) else tuned.high < base.low

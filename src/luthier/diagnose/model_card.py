@@ -9,10 +9,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from luthier import files
+from luthier.config.metric_names import lower_is_better
 from luthier.diagnose.finding import read_findings
 from luthier.diagnose.reproduce import reproduce
 from luthier.diagnose.run_charts import steps_of
-from luthier.diagnose.scores import LOWER_IS_BETTER, compare, difference_in_words, in_words, interval, metric_name, model_name
+from luthier.diagnose.scores import compare, difference_in_words, in_words, interval, metric_name, model_name, said_lower
 from luthier.errors import RunError
 from luthier.models import catalog, notice
 from luthier.records import Scorecard
@@ -157,7 +158,7 @@ def _scores(scorecard: Scorecard | None) -> str:
         for model, row in scorecard.models.items()
     ]
     shown = _table(["Model", *map(metric_name, names)], cells)
-    lower = [metric_name(name) for name in names if name in LOWER_IS_BETTER]
+    lower = [metric_name(name) for name in names if lower_is_better(name, said_lower(scorecard))]
     shown += f"\n\nLower is better: {', '.join(lower)}." if lower else ""
     found = [
         f"- {metric_name(name)}, {model_name(model)}: {difference_in_words(name, difference)}"

@@ -31,7 +31,9 @@ TO_SUSPECTS = "read suspect_rows.jsonl in the run folder; mend these rows in the
 
 def noisy_labels(evidence: Evidence) -> list[Finding] | str:
     """Rows whose loss stays high while that of the others fell: often a wrong answer (Swayamdipta 2020, arXiv:2009.10795)."""
-    recorded = {one.source: one for one in evidence.row_losses if len(one.losses) > 2}
+    # Rows that are replayed are of another kind than the task's, and are meant to be.
+    general = {str(one["file"]) for one in _replayed(evidence)}
+    recorded = {one.source: one for one in evidence.row_losses if len(one.losses) > 2 and one.source.rpartition(":")[0] not in general}
     now = {evidence.run.named(source): loss for source, loss in evidence.probed.row_losses}
     stayed = {source: one.stays for source, one in recorded.items()}
     values = now or stayed
@@ -57,6 +59,11 @@ def noisy_labels(evidence: Evidence) -> list[Finding] | str:
             {"rows": [{"row": source, "loss": round(loss, 4), "losses": losses} for source, loss, losses in suspects], "limit": limit},
         )
     ]
+
+
+def _replayed(evidence: Evidence) -> list[dict[str, Any]]:
+    """The sources that data.replay mixed in: Luthier's own cure, which is no fault of the rows."""
+    return [one for one in evidence.ledger.get("sources", []) if one.get("replay")]
 
 
 def _limit(losses: Mapping[str, float]) -> tuple[float, float]:
@@ -151,13 +158,16 @@ def truncation(evidence: Evidence) -> list[Finding] | str:
     rows, tokens = evidence.ledger.get("rows"), evidence.ledger.get("tokens")
     if not rows or not tokens:
         return "the run has no ledger"
-    gone = int(rows.get("rejected", {}).get("too_long", 0))
-    cut_share = tokens["cut"] / tokens["read"] if tokens["read"] else 0.0
-    if cut_share < CUT_SHARE and gone <= TOO_LONG_SHARE * rows["read"]:
+    replayed = _replayed(evidence)
+    gone = int(rows.get("rejected", {}).get("too_long", 0)) - sum(int(one["rejected"].get("too_long", 0)) for one in replayed)
+    own_rows = rows["read"] - sum(one["rows"] for one in replayed)
+    cut, own = (tokens[name] - sum(one["tokens"][name] for one in replayed) for name in ("cut", "read"))
+    cut_share = cut / own if own else 0.0
+    if cut_share < CUT_SHARE and gone <= TOO_LONG_SHARE * own_rows:
         return []
     now, room = int(evidence.ledger.get("max_length", 0)), evidence.model.context if evidence.model else 0
-    lost = [f"{tokens['cut']:,} of {tokens['read']:,} tokens ({cut_share:.1%}) were cut" if tokens["cut"] else ""]
-    lost.append(f"{gone:,} of {rows['read']:,} rows were left out as too long" if gone else "")
+    lost = [f"{cut:,} of {own:,} tokens ({cut_share:.1%}) were cut" if cut else ""]
+    lost.append(f"{gone:,} of {own_rows:,} rows were left out as too long" if gone else "")
     longer = min(room, 2 * now) if now else 0
     wider = [Cure(f"longer rows: data.max_length={longer} (the model reads {room:,} tokens)", {"data.max_length": longer})] if longer > now else []
     return [
@@ -168,14 +178,14 @@ def truncation(evidence: Evidence) -> list[Finding] | str:
             f"{', '.join(part for part in lost if part)} (data.max_length: {now:,}, data.too_long: {evidence.settings.data.too_long})",
             "what is cut is not learned, and answers without their question teach guessing",
             [*wider, Cure("cut between turns and windows, so that nothing is lost: data.too_long=split", {"data.too_long": "split"})],
-            {"cut": tokens["cut"], "read": tokens["read"], "too_long": gone, "max_length": now},
+            {"cut": cut, "read": own, "too_long": gone, "max_length": now},
         )
     ]
 
 
 def imbalance(evidence: Evidence) -> list[Finding] | str:
     """One source gives nearly all that is trained, and another nearly nothing."""
-    sources = [one for one in evidence.ledger.get("sources", []) if one.get("tokens", {}).get("trained")]
+    sources = [one for one in evidence.ledger.get("sources", []) if one.get("tokens", {}).get("trained") and not one.get("replay")]
     if len(sources) < 2:
         return [] if evidence.ledger else "the run has no ledger"
     total = sum(one["tokens"]["trained"] for one in sources)

@@ -4,13 +4,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from luthier.config.metric_names import PLAIN, kind_of, lower_is_better
+from luthier.config.metric_names import is_share as between_0_and_1
 from luthier.diagnose.page import raw_table, table, text
 from luthier.records import Metric, Scorecard
 
 METRIC_NAMES = {"exact_match": "Exact match", "valid_json": "Valid JSON", "field_f1": "Field F1"}
-# Metrics that are no share of anything, and not shown in percent.
-PLAIN = {"bleu", "chrf", "length", "perplexity"}
-LOWER_IS_BETTER = {"perplexity", "repetition", "refusals"}
 
 
 def metric_name(name: str) -> str:
@@ -23,9 +22,15 @@ def model_name(name: str) -> str:
     return f"base with {shots[1]} examples in its prompt" if shots else name
 
 
+def said_lower(scorecard: Scorecard) -> list[str]:
+    """The metrics of which their suite itself says that less is better."""
+    said = scorecard.data.get("lower_is_better", [])
+    return list(said) if isinstance(said, list) else []
+
+
 def is_share(name: str, metric: Metric) -> bool:
     """Whether a metric is shown in percent: one from 0 to 1 that is not one of PLAIN."""
-    return name.partition("=")[0] not in PLAIN and metric.low >= 0 and metric.high <= 1
+    return between_0_and_1(name, metric.low, metric.high)
 
 
 def in_words(name: str, metric: Metric) -> str:
@@ -39,7 +44,7 @@ def interval(name: str, metric: Metric) -> str:
 
 def difference_in_words(name: str, difference: Metric) -> str:
     """A paired difference with its interval: +52.1 points (46.0 to 58.2), or +1.2 (0.4 to 2.0)."""
-    points = name.partition("=")[0] not in PLAIN and abs(difference.value) <= 1
+    points = kind_of(name) not in PLAIN and abs(difference.value) <= 1
     scale, unit = (100, " points") if points else (1, "")
     return f"{scale * difference.value:+.3g}{unit} ({scale * difference.low:+.3g} to {scale * difference.high:+.3g})"
 
@@ -52,7 +57,7 @@ def compare(scorecard: Scorecard) -> tuple[str, str]:
     rows = f"{tuned.n:,} held-out rows (95 % interval {interval(name, tuned)})."
     if not others:
         return f"{label}: {in_words(name, tuned)}", f"Measured on {rows} No other model was measured beside it."
-    lower = name in LOWER_IS_BETTER
+    lower = lower_is_better(name, said_lower(scorecard))
     first = next(iter(others.values()))
     rival, best = (min if lower else max)(others.items(), key=lambda item: item[1].value)
     beside = "; ".join(f"{model_name(model)} {in_words(name, metric)}" for model, metric in others.items())

@@ -58,7 +58,10 @@ def look(evidence: Evidence) -> tuple[list[Finding], dict[str, str]]:
 
 
 def first_look(run: RunFolder, reporter: Reporter) -> None:
-    """At the end of a training: what its folder shows already is kept, and the gravest of it said."""
-    found, not_looked = look(read(run))
+    """At the end of a training: what its folder shows already is kept, and the gravest of it said.
+
+    Without the adapter's tensors: numpy's BLAS ends the process where it gets no memory for them, and the training's may be all there is.
+    """
+    found, not_looked = look(read(run, adapter=False))
     keep(run, found, not_looked)
     tell(run, found, reporter)

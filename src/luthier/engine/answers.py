@@ -61,17 +61,27 @@ class Text:
 
 @dataclass(slots=True)
 class Growing:
-    """An answer that comes token by token, as text that can be shown."""
+    """An answer that comes token by token, as text that can be shown.
+
+    Only the newest tokens are decoded, beside those that gave the text before them: a tokenizer may spell a token by what precedes it.
+    """
 
     text: Text
     ids: list[int] = field(default_factory=list)
     said: str = ""
+    _whole: str = ""
+    _first: int = 0  # of the tokens that are decoded again
+    _read: int = 0  # tokens whose text is in `_whole`
 
     def add(self, token: int) -> str:
         """What can be shown once `token` is there; "" where that is nothing yet."""
         self.ids.append(token)
-        whole = self.text.decode(self.ids)
-        return "" if whole.endswith(UNFINISHED) else self._new(self.text.certain(whole))
+        before, now = self.text.decode(self.ids[self._first : self._read]), self.text.decode(self.ids[self._first :])
+        if now.endswith(UNFINISHED) or len(now) <= len(before):
+            return ""
+        self._whole += now[len(before) :]
+        self._first, self._read = self._read, len(self.ids)
+        return self._new(self.text.certain(self._whole))
 
     def rest(self) -> str:
         """What was held back until the end."""

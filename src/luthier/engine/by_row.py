@@ -74,13 +74,13 @@ class ByRow:
         self._present: dict[str, RowAdapter] = {}
         self._set: tuple[str, ...] = ()
         self._sides: OrderedDict[tuple[str, ...], dict[str, _Side | None]] = OrderedDict()
-        self._masks: dict[tuple[Any, ...], Tensor] = {}
+        self._scales_of: dict[tuple[Any, ...], Tensor] = {}
 
     def use(self, of_tokens: Sequence[RowAdapter | None]) -> None:
         """The adapter of each token of the next forward; None: the base alone."""
         self._of_tokens = list(of_tokens)
         self._present = {one.key: one for one in of_tokens if one is not None and (one.low_rank or one.behind)}
-        self._masks.clear()
+        self._scales_of.clear()
         for one in self._present.values():
             self._install(one.low_rank, self._low_rank_forward)
             self._install(one.behind, self._behind_forward)
@@ -115,7 +115,9 @@ class ByRow:
             if side is None:
                 return y
             narrow_TR = x.reshape(-1, x.shape[-1]) @ side.downs_RI.T
-            narrow_TR *= self._mask(side, narrow_TR)
+            scale_TR = self._scales(side, narrow_TR)
+            # Not a product with zero: what another adapter overflowed to would stay.
+            narrow_TR = torch.where(scale_TR != 0, narrow_TR * scale_TR, 0)
             return y.reshape(-1, y.shape[-1]).addmm(narrow_TR, side.ups_RO).view(y.shape)
 
         return forward
@@ -146,17 +148,17 @@ class ByRow:
             sides[name] = _side_by_side(parts, dtype) if parts else None
         return sides[name]
 
-    def _mask(self, side: _Side, like_TR: Tensor) -> Tensor:
+    def _scales(self, side: _Side, like_TR: Tensor) -> Tensor:
         """Each token's scale in the columns of its own adapter, zero in the others: (T, R). Layers that are divided alike share it."""
-        if side.division not in self._masks:
+        if side.division not in self._scales_of:
             columns = {key: (slice(start, stop), scale) for key, start, stop, scale in side.division}
-            mask = torch.zeros_like(like_TR)
+            scales = torch.zeros_like(like_TR)
             for row, one in enumerate(self._of_tokens):
                 if one is not None and one.key in columns:
                     place, scale = columns[one.key]
-                    mask[row, place] = scale
-            self._masks[side.division] = mask
-        return self._masks[side.division]
+                    scales[row, place] = scale
+            self._scales_of[side.division] = scales
+        return self._scales_of[side.division]
 
 
 def _side_by_side(parts: list[tuple[str, LowRank]], dtype: torch.dtype) -> _Side:

@@ -54,9 +54,10 @@ class Request:
     ended: Ended = never
     bend: Bend | None = None
     log_probabilities: int | None = None
+    tenant: str = ""  # what is kept of its prompt is used again for the same one alone
     place: int = 0  # among requests of the same prompt and seed, which get draws of their own
     answer: list[int] = field(default_factory=list)
-    finish: str = ""  # "stop", "length" or "cancelled" once it has ended
+    finish: str = ""  # "stop", "length", "cancelled" or "failed" (its numbers are not finite) once it has ended
     reused_tokens: int = 0  # of the prompt, which were not run again
     # Where it stands: its slot, and how many places of it are filled.
     slot: int = -1
@@ -70,8 +71,8 @@ class Request:
 
     @property
     def key(self) -> str:
-        """The content of its adapter."""
-        return self.adapter.key if self.adapter else ""
+        """Whose kept keys it may use: those of its own tenant and of its adapter's content."""
+        return f"{self.tenant}/{self.adapter.key if self.adapter else ''}"
 
     @property
     def virtual_tokens(self) -> int:
@@ -191,13 +192,18 @@ class Continuous:
         return self.head.logits(hidden_ND, self._weight_VD).float()
 
     def _say(self, asked: list[Request], logits_NV: Tensor) -> list[tuple[Request, Said | None]]:
+        finite = torch.isfinite(logits_NV).all(dim=-1).tolist()
         bent_NV = logits_NV if all(request.bend is None and request.sampling == GREEDY for request in asked) else logits_NV.clone()
         for row, request in enumerate(asked):
-            if request.bend:
+            if request.bend and finite[row]:
                 bent_NV[row] = request.bend(bent_NV[row], request.answer)
         likeliest = bent_NV.argmax(dim=-1).tolist()
         said: list[tuple[Request, Said | None]] = []
         for row, request in enumerate(asked):
+            if not finite[row]:
+                self._fail(request)
+                said.append((request, None))
+                continue
             token = likeliest[row] if request.sampling == GREEDY else _draw(bent_NV[row], request)
             said.append((request, None if token in request.stop_ids else _said(token, logits_NV[row], request.log_probabilities)))
             if token in request.stop_ids:
@@ -209,6 +215,12 @@ class Continuous:
             elif len(request.answer) >= request.limit:
                 self._end(request, "length")
         return said
+
+    def _fail(self, request: Request) -> None:
+        """End a request whose numbers are not finite, and leave nothing of them."""
+        self._end(request, "failed")
+        self._left[request.slot] = _Left()
+        self.slots.clear(request.slot)
 
     def _end(self, request: Request, finish: str) -> None:
         request.finish = finish

@@ -17,6 +17,9 @@ from luthier.errors import ModelError
 from luthier.models import adapters, bottleneck, quantized
 
 PEFT_PREFIX = "base_model.model."
+# Starts that take a part off the base (PEFT's names), and switches that change what a layer does.
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+MORE_THAN_LORA = ("use_dora", "alora_invocation_tokens", "layer_replication", "use_qalora", "arrow_config", "target_parameters", "lora_bias")
 PREFIXES = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING")
 MERGE = "luthier export RUN --to merged, and serve that folder"
 
@@ -30,17 +33,23 @@ def load(model: Any, folder: Path) -> RowAdapter:
     config, tensors = adapters.read_stored(folder, model)
     key = files.sha256(folder / adapters.CONFIG) + files.sha256(folder / adapters.WEIGHTS)
     kind = str(config.get("peft_type"))
-    if kind == bottleneck.TYPE:
-        return RowAdapter(key, behind=_behind(model, folder, config, tensors))
-    if kind == "LORA":
-        return RowAdapter(key, low_rank=_low_rank(model, folder, config, tensors))
-    if kind in PREFIXES:
-        return RowAdapter(key, prefix=_prefix(model, folder, kind, tensors))
+    try:
+        if kind == bottleneck.TYPE:
+            return RowAdapter(key, behind=_behind(model, folder, config, tensors))
+        if kind == "LORA":
+            return RowAdapter(key, low_rank=_low_rank(model, folder, config, tensors))
+        if kind in PREFIXES:
+            return RowAdapter(key, prefix=_prefix(model, folder, kind, tensors))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, re.error) as error:
+        problem = f"its {adapters.CONFIG} and its tensors cannot be read together ({type(error).__name__}: {error})"
+        raise ModelError(problem, where=str(folder), next_step="save the adapter again") from error
     raise ModelError(f"adapters of kind {kind} are not chosen for each request", where=str(folder), next_step=MERGE)
 
 
 def _low_rank(model: Any, folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, LowRank]:
+    _check_plain(folder, config)
     found: dict[str, LowRank] = {}
+    device = update.device_of(model)
     halves = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}
     foreign = sorted(name for name in halves if not name.endswith((".lora_A.weight", ".lora_B.weight")))
     if foreign:
@@ -52,10 +61,19 @@ def _low_rank(model: Any, folder: Path, config: dict[str, Any], tensors: dict[st
         _check_shape(model, folder, name, down, up)
         alpha = _of_pattern(config.get("alpha_pattern") or {}, name, config["lora_alpha"])
         rank = len(down)
-        found[name] = LowRank(down, up, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+        found[name] = LowRank(down.to(device), up.to(device), alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
     if not found:
         raise ModelError("holds no LoRA matrices: it would answer as the base", where=str(folder), next_step="save the adapter again")
     return found
+
+
+def _check_plain(folder: Path, config: dict[str, Any]) -> None:
+    """Raises ModelError for a LoRA that is more than two narrow matrices a layer."""
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(CHANGES_BASE):
+        raise ModelError(f"init_lora_weights is {start}, which changes the base too", where=str(folder), next_step=MERGE)
+    if more := [name for name in MORE_THAN_LORA if config.get(name)]:
+        raise ModelError(f"{more[0]} is more than LoRA adds, and is not chosen for each request", where=str(folder), next_step=MERGE)
 
 
 def _of_pattern(patterns: dict[str, Any], name: str, otherwise: Any) -> float:
@@ -68,6 +86,8 @@ def _check_shape(model: Any, folder: Path, name: str, down: Tensor, up: Tensor) 
         module = model.get_submodule(name)
     except AttributeError as error:
         raise ModelError(f"the base has no layer {name}", where=str(folder), next_step="serve it on the base it was made for") from error
+    if module is model.get_output_embeddings():
+        raise ModelError("adapts the head, which is not done for each request", where=str(folder), next_step=MERGE)
     if not (isinstance(module, nn.Linear) or quantized.is_quantized(module)):
         raise ModelError(f"{name} is a {type(module).__name__}, no linear layer", where=str(folder), next_step=MERGE)
     expected = [module.in_features, module.out_features]

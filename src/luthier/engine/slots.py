@@ -45,6 +45,12 @@ class Slots:
             values[:, :, : have[1].shape[2]] = have[1]
         return keys, values
 
+    def clear(self, slot: int) -> None:
+        """Forget what a slot holds: values that are no numbers would reach whoever comes next, hidden or not."""
+        for pair in self.kept.values():
+            for kept in pair:
+                kept[slot] = 0
+
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Give one slot the first `tokens` places of another."""
         for keys, values in self.kept.values():

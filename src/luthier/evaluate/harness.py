@@ -6,12 +6,15 @@ beginnings, and kept as it comes.
 
 import json
 import logging
+import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lm_eval
+import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -20,7 +23,7 @@ from luthier.engine import Engine
 from luthier.engine.sampling import Sampling
 from luthier.errors import CallError, ConfigError, LuthierError
 from luthier.evaluate.kept import Kept, key_of
-from luthier.evaluate.sums import Counted, of_scores
+from luthier.evaluate.sums import Counted, Numbers, of_scores
 from luthier.records import Answer, Source, TokenizedExample
 from luthier.reporting import Reporter
 
@@ -95,16 +98,30 @@ def _counted(found: dict[str, Any]) -> dict[str, Counted]:
         for key in metrics:
             metric, _, chosen = key.partition(",")
             title = f"{task} {metric}" + (f" ({chosen})" if len(filters) > 1 else "")
-            counted[title] = _of_rows([row.get(metric) for row in rows if row["filter"] == chosen], float(found["results"][task][key]))
+            one = _of_rows([row.get(metric) for row in rows if row["filter"] == chosen], float(found["results"][task][key]))
+            counted[title] = replace(one, less_is_better=found["higher_is_better"].get(task, {}).get(metric) is False)
     return counted
 
 
 def _of_rows(values: list[Any], whole: float) -> Counted:
-    """A task's metric as a mean over its rows; one that is no such mean has its value and no interval."""
+    """A task's metric as a mean over its rows, or of sums of (log-probability, words or bytes); any other has its value and no interval."""
     if values and all(isinstance(value, int | float) for value in values) and abs(sum(values) / len(values) - whole) < 1e-6:
         return of_scores([float(value) for value in values], "mean" if all(0 <= value <= 1 for value in values) else "number")
+    if values and all(isinstance(value, tuple | list) and len(value) == 2 for value in values):
+        sums = np.asarray(values, dtype=np.float64)
+        for value_of in (_weighted_perplexity, _bits_per_byte):
+            if math.isclose(value_of(sums.sum(axis=0)), whole, rel_tol=1e-6):
+                return Counted(sums, value_of)
     counted = of_scores([0.0] * max(1, len(values)), "sum")
     return Counted(counted.rows, lambda sums: whole)
+
+
+def _weighted_perplexity(sums: Numbers) -> float:
+    return math.exp(min(700.0, -sums[0] / sums[1]))
+
+
+def _bits_per_byte(sums: Numbers) -> float:
+    return float(-sums[0] / sums[1] / math.log(2))
 
 
 class OnEngine(TemplateLM):  # type: ignore[misc]  # lm-eval has no types

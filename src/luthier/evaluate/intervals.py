@@ -36,11 +36,18 @@ def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]
 def paired_difference(before: Sequence[float], after: Sequence[float], seed: int = 0) -> Metric:
     """The mean of after - before over the same rows, with the 95 % bootstrap interval that resamples rows, not models.
 
-    Narrower than two separate intervals, because what makes a row hard is the same for both. Both have one value a row.
+    Narrower than two separate intervals, because what makes a row hard is the same for both. Both have one value a row. Where values in
+    [0, 1] differ by the same in all rows, resamples show no spread: then as much of the rows as Wilson's interval leaves open may differ
+    otherwise, by anything from -1 to 1.
     """
-    differences = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
+    one, other = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    differences = other - one
+    n, value = len(differences), float(differences.mean())
+    if differences.min() == differences.max() and min(one.min(), other.min()) >= 0 and max(one.max(), other.max()) <= 1:
+        unseen = wilson(0, n)[1]
+        return Metric(value, max(-1.0, value - unseen * (1 + value)), min(1.0, value + unseen * (1 - value)), n)
     low, high = _bootstrap(differences, seed)
-    return Metric(float(differences.mean()), low, high, len(differences))
+    return Metric(value, low, high, n)
 
 
 def _bootstrap(values: np.ndarray, seed: int) -> tuple[float, float]:

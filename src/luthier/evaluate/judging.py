@@ -264,7 +264,7 @@ def grade_result(rows: Sequence[Answered], asked: Asked) -> GradeResult:
     return GradeResult(
         model=_mean_grade(list(grades["model"].values())),
         rival=_mean_grade(list(grades["rival"].values())),
-        difference=paired_difference([grades["rival"][one] for one in both], [grades["model"][one] for one in both]) if both else None,
+        difference=_difference([grades["rival"][one] for one in both], [grades["model"][one] for one in both]) if both else None,
         by_turn={who: {turn: sum(values) / len(values) for turn, values in found.items()} for who, found in turns.items()},
         by_category={who: _by_category(rows, found) for who, found in grades.items()},
         unreadable=sum(unreadable.values()),
@@ -275,5 +275,14 @@ def _mean_grade(grades: Sequence[float]) -> Metric | None:
     """The interval is made on the scale from 0 to 1, which is what intervals are made for."""
     if not grades:
         return None
-    low, high = mean_interval([(grade - LOWEST) / (HIGHEST - LOWEST) for grade in grades])
+    low, high = mean_interval(_from_0_to_1(grades))
     return Metric(sum(grades) / len(grades), LOWEST + low * (HIGHEST - LOWEST), LOWEST + high * (HIGHEST - LOWEST), len(grades))
+
+
+def _difference(before: Sequence[float], after: Sequence[float]) -> Metric:
+    found, scale = paired_difference(_from_0_to_1(before), _from_0_to_1(after)), HIGHEST - LOWEST
+    return Metric(found.value * scale, found.low * scale, found.high * scale, found.n)
+
+
+def _from_0_to_1(grades: Sequence[float]) -> list[float]:
+    return [(grade - LOWEST) / (HIGHEST - LOWEST) for grade in grades]

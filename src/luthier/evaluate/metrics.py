@@ -11,7 +11,8 @@ import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from luthier.config.metric_names import OWN, PASS
+from luthier.config.metric_names import OWN, PASS, PLAIN, is_share
+from luthier.config.metric_names import kind_of as named
 from luthier.errors import DataError
 from luthier.evaluate import code, sql, sums, words
 from luthier.evaluate.json_answers import exact_match, field_f1, follows_schema, valid_json
@@ -56,9 +57,6 @@ OF_MODEL = ("perplexity", "token_accuracy", "choice")
 SHARES = {"exact_match", "valid_json", "json_schema", "regex", "squad_em", "accuracy", "sql_match", "refusals", "stop_rate", "choice"}
 # Metrics that an expected answer may be no good for.
 READS_EXPECTED = {"field_f1", "regex", "sql_match"}
-# Metrics that are no share of anything, and not shown in percent.
-PLAIN = {"bleu", "chrf", "length", "perplexity"}
-LOWER_IS_BETTER = {"perplexity", "repetition", "refusals"}
 
 
 def check(metrics: Sequence[str], expecteds: Sequence[str], beside: Path = Path()) -> None:
@@ -133,13 +131,13 @@ def kind_of(metric: str, samples: int = 1) -> sums.Kind:
 
 def in_words(name: str, metric: Metric) -> str:
     """A value with its interval: 97.3% (95-99), or 12.4 (11.9-13.0) where it is no share."""
-    if name.partition("=")[0] in PLAIN or OWN.fullmatch(name):
+    if not is_share(name, metric.low, metric.high):
         return f"{metric.value:.3g} ({metric.low:.3g} to {metric.high:.3g})"
     return f"{metric.value:.1%} ({100 * metric.low:.0f}-{100 * metric.high:.0f})"
 
 
 def difference_in_words(name: str, metric: Metric) -> str:
     """A difference with its interval: +12.3 (9 to 15) points of percent, or in the metric's own unit where it is no share."""
-    if name.partition("=")[0] in PLAIN or OWN.fullmatch(name):
+    if named(name) in PLAIN or OWN.fullmatch(name) or metric.low < -1 or metric.high > 1:
         return f"{metric.value:+.3g} ({metric.low:.3g} to {metric.high:.3g})"
     return f"{100 * metric.value:+.1f} ({100 * metric.low:.0f} to {100 * metric.high:.0f})"

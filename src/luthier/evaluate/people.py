@@ -60,7 +60,8 @@ class Rating:
 class PeopleResult:
     """What people said. A win rate counts a tie as half, over the mean of the raters of each pair; `overall` goes by most of the five marks.
 
-    `equal` pairs have the same answer twice: nobody was asked, and they count as ties in `overall`. `kappa` is Cohen's for two raters and
+    `equal` pairs have the same answer twice: nobody was asked, and they count as ties in `overall`, by the share of the pairs that is rated
+    already: else a few ratings would look like many. `kappa` is Cohen's for two raters and
     Fleiss' for more, over the pairs that all of them rated; null where it has no value.
     """
 
@@ -94,7 +95,8 @@ def result(pairs: Sequence[Pair], ratings: Iterable[Rating], equal: int) -> Peop
     raters = {name: sum(rating.rater == name for rating in latest.values()) for name in sorted({rating.rater for rating in latest.values()})}
     shared = [found for found in by_pair.values() if len(found) == len(raters)] if len(raters) > 1 else []
     rates = {name: _rate([[WORTH[one.marks[name]] for one in found] for found in by_pair.values()]) for name in QUESTIONS} if by_pair else {}
-    overall = [[WORTH[most(one.marks)] for one in found] for found in by_pair.values()] + [[0.5]] * equal
+    overall = [[WORTH[most(one.marks)] for one in found] for found in by_pair.values()]
+    overall += [[0.5]] * (round(equal * len(by_pair) / len(pairs)) if pairs else equal)
     return PeopleResult(
         pairs=len(pairs),
         rated=len(by_pair),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from luthier import files
 from luthier.config.load import load_config
 from luthier.data import ledger
 from luthier.engine import Engine, opening
@@ -89,7 +90,9 @@ def _answers(
     run: RunFolder, asked: Sequence[JudgeQuestion], longest: int, reporter: Reporter, *, base: bool, kept_in: RunFolder | None = None
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
     """The run's answers, and its base's where they are wanted. The model is loaded only where an answer is missing."""
-    content = json.dumps([[one.id, one.turns, [[turn.role, turn.content] for turn in one.before]] for one in asked] + [longest])
+    # Answers are those of these weights; another run's base is told by where that run lies.
+    model = [files.sha256(path) for path in sorted(run.trained.glob("*.safetensors"))] + ([str(run.path.resolve())] if kept_in else [])
+    content = json.dumps([[one.id, one.turns, [[turn.role, turn.content] for turn in one.before]] for one in asked] + [longest, model])
     folder = (kept_in or run).path / "judgments" / "answers" / hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()[:8]
     made = Made(run, folder, asked, longest, reporter)
     ours = made.by(run.name)

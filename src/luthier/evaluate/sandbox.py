@@ -20,7 +20,7 @@ from luthier.errors import MachineError
 from luthier.evaluate import sandbox_inside
 
 # What the process must give up before it can be said to harm nothing, and what that is called.
-NEEDED = {"network": "no network", "processes": "no further processes, no signals to others", "files": "no file outside its own empty folder"}
+NEEDED = {"network": "no network", "processes": "no further processes, no signals to others", "files": "no writing outside its own folder"}
 LARGEST_REPORT_BYTES = 10_000
 
 
@@ -43,11 +43,14 @@ class Ran:
 
 
 def run(program: str, limits: Limits | None = None) -> Ran:
-    """Run a Python program in a process without rights. It passes where its last line is reached: leaving early, however, does not count."""
+    """Run a Python program in a process without rights. It passes where its last line is reached: leaving early does not count.
+
+    That is no proof against code that means to cheat: it shares its process with what reports, and can find there how a pass is reported.
+    """
     limits = limits or Limits()
     with tempfile.TemporaryDirectory(prefix="luthier-sandbox-", ignore_cleanup_errors=True) as folder:
         told, tells = os.pipe()
-        # Whoever writes to the pipe without knowing this word has not reached the last line.
+        # A line that was written by accident, or without a look at what runs it, does not hold this word.
         word = secrets.token_hex(16)
         with open(told, "rb") as report:
             try:

@@ -25,8 +25,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "audit": 0xC000003E,
         "clone": 56,
         "clone3": 435,
+        "prlimit": 302,
         "network": [41, 53, 425],  # socket, socketpair, io_uring_setup
-        "processes": [57, 58, 59, 322, 62, 200, 234, 129, 297, 424, 101, 311],  # fork, vfork, exec*, kill and its kin, ptrace, process_vm_writev
+        # fork, vfork, exec*, kill and its kin, ptrace, process_vm_writev; setpriority, sched_set*, ioprio_set, which reach other processes
+        "processes": [57, 58, 59, 322, 62, 200, 234, 129, 297, 424, 101, 311, 141, 142, 144, 203, 251, 314],
         "rights": [90, 91, 268, 452, 92, 93, 94, 260, 188, 189, 190, 197, 198, 199, 132, 235, 261, 280],  # chmod*, chown*, *xattr, utime*
         "root": [165, 166, 155, 161, 272, 308, 304, 250, 321, 323, 298, 169, 246, 175, 313, 167, 168, 170, 164, 227, 159],  # what root may do
     },
@@ -34,8 +36,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "audit": 0xC00000B7,
         "clone": 220,
         "clone3": 435,
+        "prlimit": 261,
         "network": [198, 199, 425],
-        "processes": [221, 281, 129, 130, 131, 138, 240, 424, 117, 271],
+        "processes": [221, 281, 129, 130, 131, 138, 240, 424, 117, 271, 140, 118, 119, 122, 30, 274],
         "rights": [52, 53, 452, 54, 55, 5, 6, 7, 14, 15, 16, 88],
         "root": [40, 39, 41, 51, 97, 268, 265, 219, 280, 282, 241, 142, 104, 105, 273, 224, 225, 161, 170, 112, 171],
     },
@@ -130,6 +133,8 @@ def _instructions(known: dict[str, Any]) -> Iterable[bytes]:
         yield from (one(equal, number, 0, 1), refuse)
     yield from (one(equal, known["clone3"], 0, 1), unknown)  # its flags cannot be read here; libraries then take clone
     yield from (one(equal, known["clone"], 0, 4), one(load, 16), one(has, CLONE_THREAD, 1, 0), refuse, allow)
+    # Its own limits, which the C library reads so; its first argument names another process otherwise.
+    yield from (one(equal, known["prlimit"], 0, 4), one(load, 16), one(equal, 0, 1, 0), refuse, allow)
     yield allow
 
 

@@ -61,7 +61,10 @@ def rows_of(path: Path, query: str) -> list[tuple[Any, ...]]:
         database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE_BYTES)
         database.set_authorizer(lambda action, *names: sqlite3.SQLITE_OK if action in READING else sqlite3.SQLITE_DENY)
         database.set_progress_handler(lambda: time.monotonic() > end, STEPS)
-        found = database.execute(query).fetchmany(MOST_ROWS + 1)
+        cursor = database.execute(query)
+        if cursor.description is None:
+            raise sqlite3.ProgrammingError("no query")  # nothing, or a comment: no rows, which must not pass for an empty result
+        found = cursor.fetchmany(MOST_ROWS + 1)
         if len(found) > MOST_ROWS:
             raise sqlite3.DataError(f"more than {MOST_ROWS:,} rows")
         return found

@@ -25,12 +25,14 @@ DRAWN_AT_ONCE = 100
 class Counted:
     """What a metric counted: numbers of each row, (rows, k), and what sums of them, (k,), stand for.
 
-    `kind` says what a row's value is: 0 or 1 (share), from 0 to 1 (mean), any number, or nothing by itself (sum).
+    `kind` says what a row's value is: 0 or 1 (share), from 0 to 1 (mean), any number, or nothing by itself (sum). `less_is_better` is what
+    a suite says of its own metric.
     """
 
     rows: Numbers
     value_of: Callable[[Numbers], float]
     kind: Kind = "sum"
+    less_is_better: bool = False
 
     @property
     def value(self) -> float:

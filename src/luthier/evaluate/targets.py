@@ -1,7 +1,9 @@
 """What can be evaluated, by the name that a user gives it: a run, one of its checkpoints, or a model by itself."""
 
 import hashlib
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -10,25 +12,36 @@ from torch import Tensor
 from luthier import files, sealed
 from luthier.config.load import load_config
 from luthier.engine import Engine, opening
-from luthier.errors import RunError
+from luthier.errors import CallError, RunError
 from luthier.models import find, weights
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder, open_run
 
 RUNS = Path("runs")
+# What the columns of a run that is named first are called.
+FIRST = re.compile(r"base(_\d+shot)?|tuned(@.*)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`name` is what its column is called. A run, a checkpoint of it, or neither: then `name` is a model's."""
+    """`name` is what its column is called. A run, a checkpoint of it, or neither: then `name` is a model's, and `folder` where that lies, if
+    it was named so."""
 
     name: str
     run: RunFolder | None = None
     checkpoint: Path | None = None
+    folder: Path | None = None
 
     @property
     def whole_run(self) -> bool:
         return self.run is not None and self.checkpoint is None
+
+    @property
+    def whole_name(self) -> str:
+        """What no other target is called: the whole path of what lies here."""
+        if self.run is None:
+            return str(self.folder.resolve()) if self.folder else self.name
+        return f"{self.run.path.resolve()}{f'@{self.checkpoint.name}' if self.checkpoint else ''}"
 
 
 def target_of(name: str, output_dir: Path = RUNS) -> Target:
@@ -44,7 +57,21 @@ def target_of(name: str, output_dir: Path = RUNS) -> Target:
         return _checkpoint(found, place.name)
     if found := _run_of(name, output_dir):
         return Target(found.name, found)
-    return Target(name.rstrip("/").rpartition("/")[2] if place.exists() else name)
+    return Target(name.rstrip("/").rpartition("/")[2], folder=place) if place.exists() else Target(name)
+
+
+def told_apart(found: Sequence[Target]) -> list[Target]:
+    """The targets, each with a name for its column that no other has: where two are called alike, their whole paths.
+
+    Raises CallError where one is named twice.
+    """
+    first, others = ([found[0]], found[1:]) if found[0].run else ([], found)
+    names = [one.name for one in others]
+    told = [replace(one, name=one.whole_name) if names.count(one.name) > 1 or (first and FIRST.fullmatch(one.name)) else one for one in others]
+    for place, one in enumerate(told):
+        if one.name in {other.name for other in told[:place]}:
+            raise CallError("is named twice", where=f"luthier eval ... {one.name}", next_step="name it once")
+    return [*first, *told]
 
 
 def _run_of(name: str, output_dir: Path) -> RunFolder | None:

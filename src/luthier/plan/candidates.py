@@ -72,7 +72,7 @@ def _versions(wishes: Wishes) -> list[ModelCard]:
 
 
 def _judge(card: ModelCard, wishes: Wishes) -> Candidate | Refusal:
-    needs = memory_by_method(card.facts, max(wishes.context, rules()["usual"]["micro_batch_tokens"]))
+    needs = memory_by_method(card.facts, max(wishes.context, rules()["usual"]["micro_batch_tokens"]), wishes.device.kind)
     method = _method(needs, wishes)
     verdict = licenses.audit(card.name, card.license, wishes.use)
     seconds, (token_ms, form) = training_seconds(card.facts, method or "qlora", wishes), _answering(card.facts, wishes)
@@ -89,16 +89,18 @@ def _judge(card: ModelCard, wishes: Wishes) -> Candidate | Refusal:
     return Candidate(card.name, card.hub, round(sum(points for points, _ in terms), 1), method, needs, seconds, token_ms, verdict, tuple(reasons))
 
 
-def memory_by_method(facts: ModelFacts, row_tokens: int) -> dict[str, int]:
-    """Bytes that training takes at its peak, by method, one row of this length at once and activations computed again: rank 16 on all
-    linear layers, or every weight with AdamW."""
+def memory_by_method(facts: ModelFacts, row_tokens: int, kind: str) -> dict[str, int]:
+    """Bytes that training takes at its peak on a device of this kind, by method, one row of this length at once and activations computed
+    again: rank 16 on all linear layers, or every weight with AdamW."""
     trained = _adapter_parameters(facts)
     passing = (row_tokens, row_tokens, 0)
-    bits = memory.quantized_bits("nf4", True)
+    bits, keeps_attention = memory.quantized_bits("nf4", True), kind != "cuda"
     costs = {
-        "lora": memory.lora_run_bytes(facts, trained, "bf16", *passing, recomputed="full"),
-        "qlora": memory.lora_run_bytes(facts, trained, "bf16", *passing, recomputed="full", linear_bits=bits),
-        "full": memory.full_run_bytes(facts, "bf16", *passing, recomputed="full"),
+        "lora": memory.lora_run_bytes(facts, trained, "bf16", *passing, recomputed="full", device=kind, keeps_attention=keeps_attention),
+        "qlora": memory.lora_run_bytes(
+            facts, trained, "bf16", *passing, recomputed="full", linear_bits=bits, device=kind, keeps_attention=keeps_attention
+        ),
+        "full": memory.full_run_bytes(facts, "bf16", *passing, recomputed="full", device=kind, keeps_attention=keeps_attention),
     }
     return {method: sum(costs[method].values()) for method in METHODS}
 
@@ -120,7 +122,7 @@ def training_seconds(facts: ModelFacts, method: str, wishes: Wishes) -> float:
         flops = time.lora_flops(facts, _adapter_parameters(facts), executed, executed // 2, row_tokens)
     if method == "qlora":
         flops += time.dequantized_flops(facts, math.ceil(executed / usual["micro_batch_tokens"]))
-    return time.seconds(flops + time.recomputed_flops(facts, "full", executed, row_tokens), wishes.device.gflops)
+    return time.seconds(flops + time.recomputed_flops(facts, "full", executed, row_tokens), wishes.device.gflops, wishes.device.kind)
 
 
 def token_milliseconds(facts: ModelFacts, device: Device, number_bytes: float) -> float:

@@ -58,7 +58,7 @@ class Plan:
     def room(self) -> str:
         """What the run may take, in words."""
         if self.settings.max_memory:
-            return f"max_memory: {self.settings.max_memory}"
+            return f"{cost.LIMITED_SHARE:.0%} of max_memory: {self.settings.max_memory}"
         return f"{USABLE_SHARE:.0%} of {in_words.size(self.machine.memory_bytes)}"
 
     def require_room(self) -> None:

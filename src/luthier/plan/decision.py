@@ -1,13 +1,18 @@
 """Whether to fine-tune at all, and by which method: by rows, memory, distance from pretraining, and what a mistake costs."""
 
 import math
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from luthier.config.methods import BLOCKS, METHODS
 from luthier.config.settings import Settings
 from luthier.models.facts import ModelFacts
 from luthier.plan import cost, in_words, levers, wishes
 from luthier.plan.choose import Plan, memory_choices
 from luthier.plan.cost import DataShape
+from luthier.plan.machine import rules as hyperparameter_rules
 from luthier.records import Machine
 
 # As good as LoRA in what is decided here: what it trains besides is small.
@@ -36,8 +41,20 @@ class Decision:
     def lines(self) -> list[str]:
         """The decision for people."""
         how = f"method: {self.method}" if self.method else "no method fits: luthier models choose names smaller models"
-        lines = [f"decision: {FIRST[self.first]}, {'then ' if self.first != 'tune' else ''}{how}", *(f"  {reason}" for reason in self.reasons)]
-        return lines + ([f"  take it: {self.override}"] if self.override else [])
+        return [f"decision: {FIRST[self.first]}, {'then ' if self.first != 'tune' else ''}{how}", *(f"  {reason}" for reason in self.reasons)]
+
+    def command(self, config: Path, overrides: Sequence[str], given: Mapping[str, str]) -> str:
+        """The call that plans the method with the same overrides, and what must go out of the settings file for it; "" where it is planned.
+
+        `given`: the settings that were given, as a Config has them. What only other methods read would be refused beside this one.
+        """
+        if not self.override:
+            return ""
+        unread = BLOCKS - set(METHODS[self.method].blocks)
+        kept = [one for one in overrides if one.partition("=")[0] != "method" and one.partition(".")[0] not in unread]
+        blocks = sorted({name.partition(".")[0] for name, place in given.items() if not place.startswith("command line")} & unread)
+        call = " ".join(["luthier", "plan", str(config), *map(shlex.quote, [*kept, self.override])])
+        return call + (f"   (and take the block {', '.join(f'{block}:' for block in blocks)} out)" if blocks else "")
 
 
 def decide(plan: Plan, held_out_rows: int) -> Decision:
@@ -103,8 +120,9 @@ def _of_memory(method: str, order: list[str]) -> str:
 def _of_domain(settings: Settings) -> str:
     if settings.plan.domain is None:
         return "plan.domain is not said (style, near, far): the rank goes by the rows alone"
-    ranks = {"style": "8 to 16", "near": "16 to 64", "far": "64 and more, or full"}
-    return f"domain: {settings.plan.domain}: rank {ranks[settings.plan.domain]}, which counts before the number of rows"
+    least, most = hyperparameter_rules()["lora_rank"]["domains"][settings.plan.domain]
+    or_full = ", or full" if settings.plan.domain == "far" else ""
+    return f"domain: {settings.plan.domain}: rank {least} to {most}{or_full}, which counts before the number of rows"
 
 
 def _of_mistakes(settings: Settings, method: str, held_out_rows: int) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from luthier.config.settings import Settings
 from luthier.errors import ConfigError
 from luthier.models.facts import ModelFacts
-from luthier.plan import cost, levers, wishes
+from luthier.plan import cost, in_words, levers, wishes
 from luthier.plan.cost import DataShape
 from luthier.plan.wishes import Device
 from luthier.records import Machine
@@ -46,6 +46,18 @@ class Elsewhere:
     needs_bytes: int
     seconds: float
     price: float | None
+
+    @property
+    def time_in_words(self) -> str:
+        """About how long; no seconds, which launches and loading would decide."""
+        return "< 1 minute" if self.seconds < 60 else in_words.duration(self.seconds)
+
+    @property
+    def price_in_words(self) -> str:
+        """The price with two digits; "" where there is none."""
+        if self.price is None:
+            return ""
+        return "< 0.01" if 0 < self.price < 0.01 else f"{self.price:.2f}"
 
 
 def on_devices(settings: Settings, facts: ModelFacts, rows: DataShape, updates: int, prices: Prices) -> list[Elsewhere]:

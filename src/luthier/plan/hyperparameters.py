@@ -128,9 +128,11 @@ def alpha(settings: Settings) -> Resolved:
 
 
 def dropout(settings: Settings, rows: DataShape) -> Resolved:
-    """Dropout of the adapter's inputs: less with more rows, none where it would end the sharing of a prefix that pays."""
+    """Dropout of the adapter's inputs: less with more rows, none where it would end the sharing of a prefix that pays or is asked for."""
     table, name = rules()["lora_dropout"], "lora.lora_dropout"
-    if settings.training.share_prefixes and rows.shared_prefix_tokens * rows.examples >= table["shared_prefix_share"] * rows.train_tokens:
+    shares, asked = settings.training.share_prefixes, "share_prefixes" in settings.training.model_fields_set
+    pays = rows.shared_prefix_tokens * rows.examples >= table["shared_prefix_share"] * rows.train_tokens
+    if shares and (pays or (asked and rows.shared_prefix_tokens)):
         return Resolved(name, 0.0, f"rows share {rows.shared_prefix_tokens:,} tokens, computed once; dropout would end that", "docs/performance.md")
     return Resolved(name, band(table["bands"], rows.train_rows)[1], in_rows(table["bands"], rows.train_rows), table["cited"])
 

@@ -42,9 +42,11 @@ class Neighbor:
 def neighbors(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape) -> list[Neighbor]:
     """What fits in 8, 16, 24, 48 and 80 GB, of which USABLE_SHARE may be taken, by method: a row for each pair, all sizes of a method together.
 
-    `settings` are a plan's, without any `auto`. The peaks are those of the machine's kind of device.
+    `settings` are a plan's, without any `auto`. The peaks are those of a GPU in bf16, whatever this machine is: cards are GPUs'.
     """
-    return [within(with_method(settings, method), facts, machine, rows, card) for method in COMPARED_METHODS for card in CARDS_BYTES]
+    gpu = dataclasses.replace(machine, device="cuda", attention="")
+    asked = cost.changed(settings, {"training.precision": "bf16"})
+    return [within(with_method(asked, method), facts, gpu, rows, card) for method in COMPARED_METHODS for card in CARDS_BYTES]
 
 
 def with_method(settings: Settings, method: str) -> Settings:

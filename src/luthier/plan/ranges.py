@@ -21,11 +21,12 @@ class Range:
     high: float
     why: str
     source: str
+    less_holds: bool = False  # a value below `low` is no mistake in this run
 
     @property
     def holds(self) -> bool:
         """Whether the value is usual."""
-        return self.low * (1 - 1e-9) <= self.value <= self.high * (1 + 1e-9)
+        return (self.less_holds or self.low * (1 - 1e-9) <= self.value) and self.value <= self.high * (1 + 1e-9)
 
     def __str__(self) -> str:
         return f"{self.low:g} to {self.high:g}"
@@ -68,9 +69,10 @@ def _epochs(settings: Settings, rows: DataShape, updates: int) -> Range | None:
         return None
     table, usual = rules()["num_train_epochs"], hyperparameters.epochs(settings, rows)
     _, _, low, high = hyperparameters.band(table["bands"], rows.train_rows)
+    low = min(low, float(str(usual.value)))
     # Few passes are too few where they make few updates.
-    low = 0.0 if updates >= rules()["batch_size"]["wanted_updates"] else min(low, float(str(usual.value)))
-    return Range(usual.name, float(settings.training.num_train_epochs), low, high, usual.why, usual.source)
+    enough = updates >= rules()["batch_size"]["wanted_updates"]
+    return Range(usual.name, float(settings.training.num_train_epochs), low, high, usual.why, usual.source, less_holds=enough)
 
 
 def _warmup(settings: Settings) -> Range | None:

@@ -39,7 +39,9 @@ def next_values(search: Search, greater_is_better: bool, trials: Sequence[Trial]
     The first trial of a search is not drawn: it is the settings file as it stands.
     """
     tried = [trial.values for trial in trials]
-    if len({str(sorted(values.items())) for values in tried if values.keys() == search.settings.keys()}) >= combinations(search):
+    # The first trial may lie outside of what is searched, and is then none of its combinations.
+    inside = [values for values in tried if all(name in values and _lies_in(of, values[name]) for name, of in search.settings.items())]
+    if len({str(sorted(values.items())) for values in inside}) >= combinations(search):
         return None
     drawn: dict[str, Any] = {}
     for attempt in range(TRIES):

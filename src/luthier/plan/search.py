@@ -1,6 +1,8 @@
 """A small search to propose: which settings are worth trying around what `auto` chose, and what that would cost."""
 
 import math
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,8 @@ def propose(plan: Plan) -> Search:
         "training.learning_rate": Range(low=_two_digits(rate / RATE_FACTOR), high=min(1.0, _two_digits(rate * RATE_FACTOR)), log=True),
         "training.batch_size": _beside(size, plan.rows.train_rows),
     }
-    for block in METHODS[settings.method].blocks:
+    # An adapter that goes on (init_from) has its width already.
+    for block in () if settings.init_from else METHODS[settings.method].blocks:
         if name := WIDTHS.get(block):
             width = value_of(settings, name)
             tried[name] = _beside(width, plan.facts.hidden)
@@ -40,11 +43,11 @@ def propose(plan: Plan) -> Search:
     return Search(trials=TRIALS_PER_SETTING * len(tried), settings=tried)
 
 
-def cost_lines(search: Search, plan: Plan, config: Path) -> list[str]:
-    """What stands above a proposed search: how it is run, what `auto` chose, and the most that it costs."""
+def cost_lines(search: Search, plan: Plan, config: Path, overrides: Sequence[str] = ()) -> list[str]:
+    """What stands above a proposed search: how it is run (with the overrides of its plan), what `auto` chose, and the most that it costs."""
     chosen = ", ".join(f"{name}: {value_of(plan.settings, name)}" for name in search.settings)
     return [
-        f"luthier sweep {config} --space THIS_FILE",
+        " ".join(["luthier", "sweep", str(config), "--space", "THIS_FILE", *map(shlex.quote, overrides)]),
         f"The first trial is the settings file as it stands ({chosen}).",
         f"{search.trials} trials of about {duration(plan.seconds)} each on {plan.machine.name}: at most about "
         f"{duration(search.trials * plan.seconds)} of training (an estimate); trials that stay behind are given up early.",
@@ -68,6 +71,9 @@ def at_the_edge(search: Search, values: dict[str, Any]) -> list[str]:
 
 def _is_at_the_edge(tried: Values, value: Any) -> bool:
     if isinstance(tried, Range):
+        # The first trial is the settings file as it stands: null, or a number that the range does not hold.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not tried.low <= value <= tried.high:
+            return False
         low, high, place = (math.log(number) if tried.log else number for number in (tried.low, tried.high, value))
         return not 0.1 <= (place - low) / (high - low) <= 0.9
     numbers = [one for one in tried if isinstance(one, int | float) and not isinstance(one, bool)]

@@ -24,6 +24,7 @@ class Device:
     memory_bytes: int
     gflops: float
     bandwidth: float
+    kind: str = "cuda"  # cpu | cuda | mps, as Machine.device; those of the table are GPUs
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def devices() -> dict[str, Device]:
 def device_of(machine: Machine) -> Device:
     """This machine. Its memory's bandwidth is not measured: that of a usual processor's."""
     rate = max(machine.bf16_gflops, machine.fp32_gflops, machine.fp16_gflops)
-    return Device(machine.name, machine.memory_bytes, rate, device_rules()["cpu_bandwidth"] * 1e9)
+    return Device(machine.name, machine.memory_bytes, rate, device_rules()["cpu_bandwidth"] * 1e9, machine.device)
 
 
 def questions() -> dict[str, tuple[str, str, tuple[str, ...]]]:

@@ -76,7 +76,8 @@ def _rows(run: RunFolder, config: Config, reporter: Reporter) -> Rows | None:
     except LuthierError as error:
         reporter.say(f"without the rows: {error.where}: {error.problem}")
         return None
-    return Rows(prepared.rows.train, held_out, _rows_of_update(run, config, prepared.train) if settings.objective == "sft" else None)
+    # Of an update all rows are told; a fault is looked for in the task's own.
+    return Rows(prepare.own_rows(prepared.rows), held_out, _rows_of_update(run, config, prepared.train) if settings.objective == "sft" else None)
 
 
 def _tokenizer(run: RunFolder, config: Config) -> Any:
@@ -137,8 +138,9 @@ def _asked(row: Conversation, engine: Engine) -> list[int]:
 def _answers(
     engine: Engine, questions: Sequence[Conversation], config: Config, sampling: Sampling, on_answers: Callable[[int], None] = lambda done: None
 ) -> list[Answered]:
-    """Twice as long as an answer may usually be: what has not ended by then does not end."""
-    limit = 2 * int(config.settings.evaluation.max_new_tokens)
+    """Twice as long as an answer may usually be, or is expected to be here: what has not ended by then does not end."""
+    expected = [len(engine.tokenizer(row.answer, add_special_tokens=False)["input_ids"]) for row in questions]
+    limit = 2 * max(int(config.settings.evaluation.max_new_tokens), *expected, 0)
     prompts = [_asked(row, engine) for row in questions]
     limits = [min(limit, engine.context - len(prompt)) if engine.context else limit for prompt in prompts]
     engine.model.eval()

@@ -5,7 +5,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from luthier import files, run_lock
@@ -85,6 +85,7 @@ class Bench:
     call: Call
     columns: list[Column] = field(default_factory=list)
     of_suites: Counts = field(default_factory=dict)
+    endpoint: str | None = None  # its column
 
     @property
     def base_rows(self) -> Sequence[Conversation]:
@@ -117,8 +118,9 @@ def compare(
     reporter = reporter or Silent()
     found = [targets.target_of(name, output_dir) for name in names]
     run = found[0].run
-    own = len(names) == 1 and found[0].whole_run and call == Call()
+    own = len(names) == 1 and found[0].whole_run and replace(call, run_code=False) == Call()
     folder = _folder(found, call, own)
+    found = targets.told_apart(found)
     with _held(run, reporter):
         files.make_folder(folder)
         files.write_json(folder / "call.json", _spelled(found, call))
@@ -130,7 +132,7 @@ def compare(
             with _open(target, name, reporter, None) as other:
                 _ask(bench, target.name, targets.identity(target, name, other), other)
         if call.against and bench.rows:
-            bench.columns.append(endpoints.ask(call.against, bench.rows, bench.how, bench.kept, reporter))
+            _ask_endpoint(bench, call.against)
         scorecard = _scorecard(bench, prices or Prices())
         samples = [_sample(row, place, bench.columns) for place, row in enumerate(bench.base_rows[:SAMPLES])]
         folders.write_scorecard(folder / "scorecard.json", scorecard)
@@ -186,7 +188,10 @@ def _spelled(found: Sequence[Target], call: Call) -> dict[str, object]:
     """A call as JSON, with the contents of its file and what the run's settings add: where one of these is another, so is the evaluation."""
     data = {"data_sha256": files.sha256(Path(call.data))} if call.data and Path(call.data).is_file() else {}
     asked = _asked(found[0], call).model_dump(include={"metrics", "max_rows", "base_rows", "shots", "max_new_tokens"})
-    spelled: dict[str, object] = json.loads(json.dumps({"targets": [one.name for one in found], **asdict(call), **data, **asked, "name": None}))
+    # The first run's evaluations lie in its own folder, and move with it.
+    names = [one.whole_name if place or not one.run else one.name for place, one in enumerate(found)]
+    spelled: dict[str, object] = json.loads(json.dumps({"targets": names, **asdict(call), **data, **asked, "name": None}))
+    del spelled["run_code"]  # allows what the metrics ask for, and changes nothing of it
     return spelled
 
 
@@ -276,18 +281,24 @@ def _ask(bench: Bench, name: str, identity: str, engine: Engine, rows: Sequence[
         )
 
 
+def _ask_endpoint(bench: Bench, against: Against) -> None:
+    column = endpoints.ask(against, bench.rows, bench.how, bench.kept, bench.reporter)
+    bench.endpoint = f"{column.name} (endpoint)" if column.name in {one.name for one in bench.columns} else column.name
+    bench.columns.append(replace(column, name=bench.endpoint))
+
+
 def _scorecard(bench: Bench, prices: Prices) -> Scorecard:
     expecteds = [row.answer for row in bench.rows]
     counts: Counts = {column.name: scoring.count(bench.asked.metrics, expecteds, column) for column in bench.columns}
     for model, of_suites in bench.of_suites.items():
         counts[model] = counts.get(model, {}) | of_suites
-    endpoint = bench.call.against.model if bench.call.against else None
+    endpoint = bench.endpoint
     by_tokens = Price(None, prices.per_million_input, prices.per_million_output)
     by_hour = {column.name: Price(prices.per_hour) for column in bench.columns if column.name != endpoint}
     return Scorecard(
         models=scoring.values(counts),
         decoding=_decoding(bench),
-        data=_about_rows(bench) if bench.rows else {"source": ", ".join(bench.call.suites), "suites": list(bench.call.suites)},
+        data=_about_rows(bench),
         differences=scoring.differences(counts),
         costs=scoring.costs(bench.columns, by_hour | ({endpoint: by_tokens} if endpoint else {})),
     )
@@ -305,6 +316,10 @@ def _decoding(bench: Bench) -> dict[str, object]:
 
 def _about_rows(bench: Bench) -> dict[str, object]:
     suites_asked = {"suites": list(bench.call.suites)} if bench.call.suites else {}
+    lower = {name: None for of_model in bench.of_suites.values() for name, counted in of_model.items() if counted.less_is_better}
+    suites_asked |= {"lower_is_better": list(lower)} if lower else {}
+    if not bench.rows:
+        return {"source": ", ".join(bench.call.suites), **suites_asked}
     source = bench.call.data or "held-out rows of the run"
     return {"source": source, "rows": len(bench.rows), "base_rows": len(bench.base_rows), **suites_asked}
 
@@ -324,9 +339,11 @@ def _held_out(run: RunFolder) -> list[Conversation]:
 
 
 def _rows_of(file: str, trained: DataSettings, reporter: Reporter) -> Sequence[Conversation]:
-    """A file of questions, read as the training rows were; nothing is trained, so nothing is split off. What is set aside is said."""
+    """A file of questions, read as the training rows were; nothing is trained, so nothing is split off, mixed in or left out for that. What is
+    set aside is said."""
     only = trained.sources[0] if len(trained.sources) == 1 else SourceSettings(path=file)
     changes = {"train": file, "eval": None, "columns": {**trained.columns, **only.columns}, "format": only.format or trained.format}
+    changes |= {"replay": None, "replay_from": None, "max_rows": None}
     asked = trained.model_copy(update=changes)
     loaded = prepare.load_rows(asked, Path(), seed=0, reporter=reporter)
     for note in loaded.notes:

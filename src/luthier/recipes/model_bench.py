@@ -15,7 +15,7 @@ from luthier.config.data import DataSettings
 from luthier.data import prepare
 from luthier.data.tokenize import How, Tokenized, prompt_ids, tokenize
 from luthier.engine import Engine, opening, probe
-from luthier.errors import DataError, LuthierError, MachineError, is_shortage
+from luthier.errors import ConfigError, DataError, LuthierError, MachineError, is_shortage
 from luthier.evaluate import metrics
 from luthier.models import facts, find, load
 from luthier.models.facts import ModelFacts
@@ -73,6 +73,7 @@ def bench(
     first. All are measured on the same rows: those that each can read whole. A model that cannot be measured is listed last, with the reason.
     """
     reporter = reporter or Silent()
+    _require_of_texts(wanted)
     rows = _rows(data, most_rows, reporter)
     metrics.check(wanted, [row.answer for row in rows if row.prompt])
     machine = probe.known_machine(probe.best_device())
@@ -94,6 +95,14 @@ def bench(
             found.append(_unmeasured(candidate.name, error))
         gc.collect()
     return sorted(found, key=lambda one: math.inf if one.bits_per_byte is None else one.bits_per_byte)
+
+
+def _require_of_texts(wanted: Sequence[str]) -> None:
+    """Raises ConfigError for a metric that more than the answers' texts is needed for, before a model is blamed for it."""
+    for name in wanted:
+        if metrics.needs_model(name) or name in metrics.OF_ANSWERS:
+            way_out = f"luthier eval MODEL counts {name}; perplexity has a column of its own here"
+            raise ConfigError(f"{name} is not counted by luthier models bench", where="--metric", next_step=way_out)
 
 
 def _rows(data: str, most: int, reporter: Reporter) -> Sequence[Conversation]:

@@ -23,7 +23,7 @@ def fit(
     session.require_objective(config, set(ROWS))
     config, rows = session.read(config, reporter, resume)
     asked = config.settings
-    metrics.check(asked.evaluation.metrics, [row.answer for row in rows.held_out])
+    metrics.check(asked.evaluation.metrics, [row.answer for row in rows.held_out], config.file.parent)
 
     ready = session.tokenize(config, rows, reporter)
     prepared = ready.prepared

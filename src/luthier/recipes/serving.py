@@ -1,8 +1,8 @@
 """Serve a run, a model or a folder, with adapters by name, through an API that OpenAI's clients speak."""
 
-import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -89,8 +89,13 @@ def serve(wanted: Wanted, reporter: Reporter | None = None) -> None:
         lifespan="on",
         http="h11",
     )
-    with contextlib.suppress(KeyboardInterrupt):  # a signal is how a server ends
+    # uvicorn sends itself the signal again that ended it; a signal is how a server ends, and no fault.
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
         uvicorn.Server(settings).run(sockets=[listening])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     left = app.app.state.server.answering.in_flight
     reporter.say(f"ended with {left} requests unanswered" if left else "ended; every request was answered")
 
@@ -111,7 +116,7 @@ def application(wanted: Wanted, opened: Opened, allowed: keys.Keys) -> Doors:
     for served, adapter in opened.adapters:
         registry.keep(served.name, adapter)
     server = http.Server(
-        answering=Answering(engine.model, wanted.slots, wanted.queue, torch.get_num_threads()),
+        answering=Answering(engine.model, wanted.slots, wanted.queue, torch.get_num_threads(), engine.context),
         tokenizer=engine.tokenizer,
         stop_ids=frozenset(engine.stop_ids),
         context=engine.context,

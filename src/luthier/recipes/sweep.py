@@ -15,6 +15,7 @@ from typing import Any
 
 from luthier import files, run_lock
 from luthier.config.load import Config, load_config, settings_to_yaml
+from luthier.config.metric_names import with_file
 from luthier.config.search import Search, check_search, override
 from luthier.data import prepare
 from luthier.diagnose import sweep_page
@@ -54,6 +55,11 @@ class Sweep:
     def greater_is_better(self) -> bool:
         asked = self.search.greater_is_better
         return self.search.metric not in LESS_IS_BETTER if asked is None else asked
+
+    @property
+    def measured(self) -> str:
+        """The metric as its runs call it: with the whole path of its file, if it has one."""
+        return with_file(self.search.metric, lambda file: str((self.file.parent / Path(file).expanduser()).resolve()))
 
     @property
     def best(self) -> Trial | None:
@@ -258,7 +264,7 @@ def _curve(run: RunFolder, sweep: Sweep) -> dict[int, float]:
     """The first held-out measurement in each part of a run, so that runs of other numbers of updates can be compared."""
     updates, curve = _updates(run), dict[int, float]()
     for row in run.read_metrics("eval"):
-        part, value = PARTS * row["step"] // updates, _measured(row, sweep.search.metric)
+        part, value = PARTS * row["step"] // updates, _measured(row, sweep.measured)
         if part and value is not None:
             curve.setdefault(part, value)
     return curve
@@ -303,7 +309,7 @@ def _value_left(run: RunFolder, sweep: Sweep) -> float | None:
     """What was measured of the model that the run left: its last one, or its best where that was loaded at its end."""
     rows = run.read_metrics("eval")
     step = files.read_json(run.best)["step"] if run.best.is_file() else max(row["step"] for row in rows)
-    return next(_measured(row, sweep.search.metric) for row in rows if row["step"] == step)
+    return next(_measured(row, sweep.measured) for row in rows if row["step"] == step)
 
 
 def _require_same_rows(sweep: Sweep, trial: Trial, run: RunFolder) -> None:

@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 import torch
 
 from luthier.engine.continuous import CHUNK_TOKENS, Continuous, Request, Said
-from luthier.serve.faults import INTERNAL, OVERLOADED, STOPPING, Fault
+from luthier.serve.faults import Fault, internal, overloaded, stopping
 
 LOG = logging.getLogger("luthier.serve")
 Result = TypeVar("Result")
+# Forwards that fail one after the other: then it is the machine.
+MOST_FAILED = 5
 # What a request is told: a token, why it ended ("stop", "length", "cancelled"), or what went wrong.
 Told = Said | str | Fault
 
@@ -32,15 +34,17 @@ class Job:
 class Answering:
     """A model that answers many requests together on a thread of its own."""
 
-    def __init__(self, model: Any, slots: int, queue: int, threads: int) -> None:
+    def __init__(self, model: Any, slots: int, queue: int, threads: int, context: int | None = None) -> None:
         self.model, self.most_waiting, self.slots = model, queue, slots
         self._threads = threads
+        self._warm_tokens = min(CHUNK_TOKENS + 1, (context or CHUNK_TOKENS) - 3)
         self._continuous = Continuous(model, slots)
         self._jobs: dict[Request, Job] = {}
         self._inbox: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
-        self._stopping = False
+        self._stopping = self._broken = False
         self.ready = False
+        self._failed = 0  # steps, one after the other
         self.steps = self.tokens = 0
         self._thread = threading.Thread(target=self._run, name="answering", daemon=True)
 
@@ -68,12 +72,12 @@ class Answering:
         return len(self._continuous.running)
 
     def submit(self, jobs: list[Job]) -> None:
-        """Answer some requests. Raises a Fault where too many wait already, or the server ends."""
+        """Answer some requests. Raises a Fault where too many wait already, or none are taken any more."""
         with self._changed:
             if self._stopping:
-                raise STOPPING
+                raise stopping()
             if len(self._jobs) + len(jobs) > self.most_waiting + self.slots:
-                raise OVERLOADED
+                raise overloaded()
             self._jobs |= {job.request: job for job in jobs}
             self._inbox.extend(lambda job=job: self._continuous.add(job.request) for job in jobs)  # type: ignore[misc]
             self._changed.notify()
@@ -93,7 +97,7 @@ class Answering:
 
         def run() -> None:
             try:
-                given: Result | BaseException = work()
+                given: Result | BaseException = stopping() if self._broken else work()
             except Exception as error:
                 given = error
             then(given)
@@ -106,13 +110,23 @@ class Answering:
 
     def _put(self, work: Callable[[], None]) -> None:
         with self._changed:
+            if self._broken:
+                work()
+                return
             self._inbox.append(work)
             self._changed.notify()
 
     def _run(self) -> None:
         torch.set_num_threads(self._threads)  # of this thread
-        self._warm_up()
-        self.ready = True
+        try:
+            self._warm_up()
+            self.ready = True
+            self._answer()
+        except BaseException:
+            LOG.exception("the model cannot answer any more")
+            self._give_up()
+
+    def _answer(self) -> None:
         while True:
             with self._changed:
                 while not self._inbox and self._continuous.idle:
@@ -125,9 +139,21 @@ class Answering:
                 one()
             self._step()
 
+    def _give_up(self) -> None:
+        """Nobody waits for a model that will not answer."""
+        with self._changed:
+            self.ready, self._stopping, self._broken = False, True, True
+            jobs, work = list(self._jobs.values()), list(self._inbox)
+            self._jobs.clear()
+            self._inbox.clear()
+        for job in jobs:
+            job.tell(internal())
+        for one in work:
+            one()
+
     def _warm_up(self) -> None:
         """The first products of each shape are made ready once, and not by the first client."""
-        self._continuous.add(Request([0] * (CHUNK_TOKENS + 1), 3, frozenset()))
+        self._continuous.add(Request([0] * self._warm_tokens, 3, frozenset()))
         while not self._continuous.idle:
             self._continuous.step()
         self._continuous = Continuous(self.model, self.slots)
@@ -137,8 +163,12 @@ class Answering:
             said = self._continuous.step()
         except Exception:
             LOG.exception("a forward failed; the requests in it were ended")
+            self._failed += 1
+            if self._failed == MOST_FAILED:
+                raise
             self._start_anew()
             return
+        self._failed = 0 if said else self._failed  # a step that had nothing to run shows nothing
         self.steps += 1
         for request, token in said:
             if job := self._jobs.get(request):
@@ -147,7 +177,7 @@ class Answering:
                     job.tell(token)
                 if request.finish:
                     del self._jobs[request]
-                    job.tell(request.finish)
+                    job.tell(internal() if request.finish == "failed" else request.finish)
 
     def _start_anew(self) -> None:
         failed = list(self._continuous.running)
@@ -156,6 +186,6 @@ class Answering:
         self._continuous = Continuous(self.model, self.slots)
         for request in failed:
             if job := self._jobs.pop(request, None):
-                job.tell(INTERNAL)
+                job.tell(internal())
         for request in waiting:
             self._continuous.add(request)

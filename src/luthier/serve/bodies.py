@@ -51,7 +51,6 @@ def _parse(body: bytes) -> Any:
         text = body.decode("utf-8")
         _check_depth(text)
         value = json.loads(text, parse_constant=refuse, parse_int=number, object_pairs_hook=once)
-        json.dumps(value).encode().decode("ascii")
         _check_text(value)
     except UnicodeError as error:
         raise bad_request("body", "is not UTF-8 text", "send UTF-8, without lone surrogates") from error

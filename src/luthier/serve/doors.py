@@ -28,7 +28,6 @@ class Limits:
     body_bytes: int = 1 << 20
     body_s: float = 30.0
     answer_s: float = 600.0
-    header_bytes: int = 16 << 10
 
 
 class Doors:
@@ -62,7 +61,8 @@ class Doors:
         finally:
             seconds = time.monotonic() - begun
             key = scope["state"].get("key")
-            path, method = scope["path"] if _known(scope) else "other", scope["method"]
+            route = scope.get("route")  # a path as it was written would be a label of the client's own
+            path, method = (route.path if route else "other"), scope["method"]
             self.count(path, method, status, seconds)
             who = {"key": key.name} if key else {}
             line = {"request_id": request_id, "method": method, "path": path, "status": status, "seconds": round(seconds, 3), **who}
@@ -108,11 +108,6 @@ class Doors:
             return message
 
         return bounded
-
-
-def _known(scope: MutableMapping[str, Any]) -> bool:
-    """Whether a route took the request: paths of all others would be labels without end."""
-    return scope.get("route") is not None
 
 
 async def _refuse(fault: Fault, request_id: str, send: Send) -> None:

@@ -26,7 +26,22 @@ def unknown_model(name: str) -> Fault:
     return Fault(404, "model_not_found", f"model {name[:80]!r} is not served here. GET /v1/models lists what is", "model")
 
 
-INTERNAL = Fault(500, "internal_error", "the request failed inside the server; its log has the cause beside this request_id")
-OVERLOADED = Fault(503, "overloaded", "too many requests are waiting. Try again later", None, 1)
-STOPPING = Fault(503, "shutting_down", "the server is about to end", None, 5)
-TOO_LATE = Fault(504, "deadline", "the answer was not ready in time. Try: a smaller max_tokens")
+# Made anew each time: an exception that is raised again keeps all that every raise of it saw.
+def internal() -> Fault:
+    """Our own fault."""
+    return Fault(500, "internal_error", "the request failed inside the server; its log has the cause beside this request_id")
+
+
+def overloaded() -> Fault:
+    """More requests than may wait."""
+    return Fault(503, "overloaded", "too many requests are waiting. Try again later", None, 1)
+
+
+def stopping() -> Fault:
+    """The server takes no more requests."""
+    return Fault(503, "shutting_down", "the server is about to end, or cannot answer any more", None, 5)
+
+
+def too_late() -> Fault:
+    """An answer took longer than it may."""
+    return Fault(504, "deadline", "the answer was not ready in time. Try: a smaller max_tokens")

@@ -27,13 +27,14 @@ from luthier.serve.answering import Answering, Job
 from luthier.serve.asked import AdapterAsked, ChatAsked, CompletionAsked
 from luthier.serve.counters import Counters
 from luthier.serve.doors import Doors, Limits
-from luthier.serve.faults import INTERNAL, TOO_LATE, Fault, bad_request
+from luthier.serve.faults import Fault, bad_request, internal, too_late
 from luthier.serve.keys import Keys
 from luthier.serve.registry import Registry, Served, now
 from luthier.serve.shapes import Answered, Part, Shape, chat_shape, completion_shape, model_shape
 
 LOG = logging.getLogger("luthier.serve")
 Asked = TypeVar("Asked", ChatAsked, CompletionAsked)
+LEAST_TEMPERATURE = 1e-4
 GONE_S = 0.1  # how often it is looked whether the client has gone
 
 
@@ -103,7 +104,7 @@ async def _say_http_fault(request: Request, error: Exception) -> Response:
 
 async def _say_failure(request: Request, error: Exception) -> Response:
     LOG.error("%s failed", _id_of(request), exc_info=error)
-    return JSONResponse(INTERNAL.body(_id_of(request)), 500)
+    return JSONResponse(internal().body(_id_of(request)), 500)
 
 
 class Routes:
@@ -153,7 +154,7 @@ class Routes:
     async def load(self, request: Request) -> Response:
         """Answer to an adapter's name, with its folder as it is now."""
         asked = await self._read(request, AdapterAsked)
-        self._check_key(request, asked.lora_name)
+        self._check_admin(request)
         await asyncio.to_thread(self.server.registry.take_in, asked.lora_name)
         await self._load(asked.lora_name)
         return JSONResponse({"status": "loaded", "model": asked.lora_name})
@@ -161,7 +162,7 @@ class Routes:
     async def unload(self, request: Request) -> Response:
         """Answer to an adapter's name no more; what is being answered is answered."""
         asked = await self._read(request, AdapterAsked)
-        self._check_key(request, asked.lora_name)
+        self._check_admin(request)
         adapter = await asyncio.to_thread(self.server.registry.unload, asked.lora_name)
         if adapter is not None:
             self.server.answering.forget(adapter.key)
@@ -178,6 +179,7 @@ class Routes:
 
     async def metrics(self, request: Request) -> Response:
         """Counters in Prometheus' text format."""
+        self._check_admin(request)
         counters, answering = self.server.counters, self.server.answering
         counters.in_flight.set(answering.in_flight)
         counters.running.set(answering.running)
@@ -193,6 +195,11 @@ class Routes:
         key = request.scope["state"]["key"]
         if key is not None and not key.may_use(name):
             raise Fault(403, "model_not_allowed", "this API key may not use that model", "model")
+
+    def _check_admin(self, request: Request) -> None:
+        key = request.scope["state"]["key"]
+        if key is not None and not key.admin:
+            raise Fault(403, "not_admin", "this API key may only ask models")
 
     async def _served(self, request: Request, name: str) -> Served:
         self._check_key(request, name)
@@ -229,7 +236,8 @@ class Routes:
         adapter = await self._adapter(served)
         text = text_of(self.server.tokenizer, asked.stops)
         answers = Answers(self.server, served.name, text)
-        answers.ask(self._requests(asked, prompt, adapter, text, grammars, answers))
+        key = request.scope["state"]["key"]
+        answers.ask(self._requests(asked, prompt, adapter, text, grammars, answers, key.name if key else ""))
         shape = shape_of(_id_of(request), now(), served.name, asked.likeliest, self.server.tokenizer)
         if asked.stream:
             with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
@@ -246,12 +254,13 @@ class Routes:
         return min(asked or context, context - prompt_tokens)
 
     def _requests(
-        self, asked: Any, prompt: list[int], adapter: RowAdapter | None, text: Text, grammars: list[continuous.Bend], answers: "Answers"
+        self, asked: Any, prompt: list[int], adapter: RowAdapter | None, text: Text, grammars: list[continuous.Bend], answers: "Answers", tenant: str
     ) -> list[continuous.Request]:
         """One for each answer that is asked for; they differ in their draws alone."""
         limit = self._limit(len(prompt) + (adapter.virtual_tokens if adapter else 0), asked.limit)
         seed = secrets.randbits(62) if asked.seed is None else asked.seed
-        sampling = Sampling(asked.temperature, asked.top_p, asked.top_k, asked.min_p, asked.repetition_penalty, seed)
+        temperature = asked.temperature if asked.temperature > LEAST_TEMPERATURE else 0.0  # smaller ones overflow
+        sampling = Sampling(temperature, asked.top_p, asked.top_k, asked.min_p, asked.repetition_penalty, seed)
         wishes = []
         if asked.logit_bias:
             wishes.append(bending.biases(asked.logit_bias, self.server.words))
@@ -261,7 +270,9 @@ class Routes:
         for place in range(asked.n):
             bend = bending.together([*wishes, *grammars[place : place + 1]])
             guarded = bending.guarded(bend, answers.fail) if bend else None
-            requests.append(continuous.Request(prompt, limit, self.server.stop_ids, sampling, adapter, text.ended, guarded, asked.likeliest, place))
+            requests.append(
+                continuous.Request(prompt, limit, self.server.stop_ids, sampling, adapter, text.ended, guarded, asked.likeliest, tenant, place)
+            )
         return requests
 
 
@@ -292,7 +303,7 @@ class Answers:
     def fail(self, error: Exception) -> None:
         """A fault of one request's own wishes, on the answering thread."""
         LOG.error("a request's own constraint failed", exc_info=error)
-        self._teller(0)(INTERNAL)
+        self._teller(0)(internal())
 
     def cancel(self) -> None:
         """Nobody waits any more."""
@@ -318,7 +329,7 @@ class Answers:
                     elif part := growing[place].add(place, told):
                         yield part
         except TimeoutError as error:
-            raise TOO_LATE from error
+            raise too_late() from error
         finally:
             if self._open:
                 self.cancel()

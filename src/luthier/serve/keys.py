@@ -23,6 +23,7 @@ class Key:
     name: str
     sha256: str
     models: tuple[str, ...] = ()
+    admin: bool = False  # may load and unload adapters, and read what the server counts
 
     def may_use(self, model: str) -> bool:
         return not self.models or model in self.models
@@ -54,25 +55,29 @@ def read(path: Path | None, environment_key: str | None) -> Keys:
         if len(environment_key) < LEAST_CHARACTERS:
             problem = f"the key has {len(environment_key)} characters, and {LEAST_CHARACTERS} are the least"
             raise CallError(problem, where=ENVIRONMENT, next_step="luthier serve --new-key NAME --keys FILE makes one")
-        found.append(Key("environment", _hash(environment_key)))
-    return Keys(found + (_read_file(path) if path else []))
+        found.append(Key("environment", _hash(environment_key), admin=True))
+    listed = _read_file(path) if path else []
+    if path and not listed:
+        raise CallError("holds no key, so nobody could ask", where=str(path), next_step=f"luthier serve --new-key NAME --keys {path}")
+    return Keys(found + listed)
 
 
 def _read_file(path: Path) -> list[Key]:
     try:
         listed = files.read_json(path)["keys"]
-        return [Key(str(one["name"]), str(one["sha256"]), tuple(one.get("models", ()))) for one in listed]
+        return [Key(str(one["name"]), str(one["sha256"]), tuple(one.get("models", ())), one.get("admin") is True) for one in listed]
     except (RunError, KeyError, TypeError) as error:
         raise CallError("is not a file of keys", where=str(path), next_step=f"luthier serve --new-key NAME --keys {path}") from error
 
 
-def new(path: Path, name: str, models: tuple[str, ...] = ()) -> str:
+def new(path: Path, name: str, models: tuple[str, ...] = (), *, admin: bool = False) -> str:
     """Make a key, write its hash into `path` (made where it is not there), and give the key itself, which is kept nowhere."""
     known = _read_file(path) if path.exists() else []
     if any(key.name == name for key in known):
         raise CallError(f"there is a key called {name}", where=str(path), next_step="another name, or delete that key's entry")
     given = PREFIX + secrets.token_urlsafe(32)
-    entries = [{"name": key.name, "sha256": key.sha256, "models": list(key.models)} for key in [*known, Key(name, _hash(given), models)]]
+    listed = [*known, Key(name, _hash(given), models, admin)]
+    entries = [{"name": key.name, "sha256": key.sha256, "models": list(key.models), "admin": key.admin} for key in listed]
     files.write_text(path, json.dumps({"keys": entries}, indent=2) + "\n")
     return given
 

@@ -5,6 +5,7 @@ is known by its content: a folder that has changed is another adapter, and reque
 """
 
 import re
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -49,6 +50,7 @@ class Registry:
             raise CallError(f"two models would be called {twice}", where="serve", next_step="name them: NAME=FOLDER")
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
         self._unloaded: set[str] = set()
+        self._lock = threading.Lock()
 
     def all(self) -> list[Served]:
         """Every name that is answered to: the base first."""
@@ -65,14 +67,18 @@ class Registry:
 
     def ready(self, name: str) -> RowAdapter | None:
         """The adapter of a name where it is loaded and its files are as they were; else None."""
-        kept, folder = self._loaded.get(name), self.served(name).folder
-        if kept is None or folder is None or kept.seen != _seen(folder):
-            return None
-        self._loaded.move_to_end(name)
-        return kept.adapter
+        folder = self.served(name).folder
+        with self._lock:
+            kept = self._loaded.get(name)
+            if kept is None or folder is None or kept.seen != _seen(folder):
+                return None
+            self._loaded.move_to_end(name)
+            return kept.adapter
 
     def load(self, name: str) -> RowAdapter:
         """Read the adapter of a name, again if need be. Raises a Fault with the reason where it cannot be served; the old one then stays."""
+        if ready := self.ready(name):  # another request was faster
+            return ready
         folder = self.served(name).folder
         assert folder is not None
         seen = _seen(folder)
@@ -80,10 +86,13 @@ class Registry:
             adapter = self._load(folder)
         except (LuthierError, OSError) as error:
             raise Fault(422, "adapter_unusable", f"adapter {name} cannot be loaded: {_without_places(error, folder)}", "model") from error
-        self._loaded[name] = _Loaded(adapter, seen)
-        self._loaded.move_to_end(name)
-        while len(self._loaded) > self.most_loaded:
-            self._loaded.popitem(last=False)
+        if _seen(folder) != seen:
+            raise Fault(503, "adapter_changes", f"adapter {name} is being written. Try again", "model", 1)
+        with self._lock:
+            self._loaded[name] = _Loaded(adapter, seen)
+            self._loaded.move_to_end(name)
+            while len(self._loaded) > self.most_loaded:
+                self._loaded.popitem(last=False)
         return adapter
 
     def keep(self, name: str, adapter: RowAdapter) -> None:
@@ -104,12 +113,14 @@ class Registry:
             raise Fault(400, "base_model", "the base cannot be unloaded", "lora_name")
         self.served(name)
         self._unloaded.add(name)
-        kept = self._loaded.pop(name, None)
+        with self._lock:
+            kept = self._loaded.pop(name, None)
         return kept.adapter if kept else None
 
     @property
     def loaded(self) -> list[str]:
-        return list(self._loaded)
+        with self._lock:
+            return list(self._loaded)
 
     def _adapters(self) -> dict[str, Served]:
         """Those of the command line, and the folders of the registry folder as they are now."""

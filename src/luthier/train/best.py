@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from luthier.config.metric_names import LOWER_IS_BETTER
 from luthier.config.settings import Settings
 from luthier.run_folder import RunFolder
 
-LESS_IS_BETTER = ("loss", "kl", "perplexity", "repetition", "drift/kl", "drift/general_loss")
+LESS_IS_BETTER = LOWER_IS_BETTER | {"loss", "kl", "drift/kl", "drift/general_loss"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,8 @@ def _goes_on_as(run: RunFolder, config: Config) -> Config:
         raise RunError("does not say what it was asked for", where=str(run.environment), next_step=f"luthier train --resume {run.path}")
     then_at, now_at = Path(asked["file"]).parent, config.file.resolve().parent
     then, now = leaves(asked["settings"]), leaves(config.settings.model_dump(mode="json"))
-    changed = {name for name in then.keys() & now.keys() if then[name] != now[name]}
+    # A default that has become auto since the run began is nobody's change.
+    changed = {name for name in then.keys() & now.keys() if then[name] != now[name] and not (now[name] == "auto" and name not in config.given)}
     changed |= {name for name in PATHS & (then.keys() & now.keys()) if _placed(then[name], then_at) != _placed(now[name], now_at)}
     tree = load_config(run.config).settings.model_dump(mode="json")
     for name in changed:

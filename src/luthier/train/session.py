@@ -21,6 +21,7 @@ from luthier import files, run_folder, run_lock
 from luthier.config.data import SourceSettings
 from luthier.config.load import Config, load_config, settings_to_yaml
 from luthier.config.methods import METHODS
+from luthier.config.metric_names import with_file
 from luthier.config.section import bytes_of
 from luthier.config.settings import Settings
 from luthier.data import prepare
@@ -105,6 +106,7 @@ def require_objective(config: Config, known: set[str]) -> None:
 def read(config: Config, reporter: Reporter, resume: RunFolder | None = None) -> tuple[Config, Rows]:
     """The settings, with those that an earlier run decides (`resume`: all but the harmless ones), and the rows; what cannot work is refused
     before a model is fetched or loaded."""
+    config = _with_files_of_metrics(config)
     if resume:
         config = resuming.goes_on(resume, config, reporter)
     config = with_earlier_adapter(config)
@@ -119,6 +121,23 @@ def read(config: Config, reporter: Reporter, resume: RunFolder | None = None) ->
     check_objective(rows.sources, asked.objective)
     measuring.check_general(asked.evaluation, config.file.parent, asked.seed)
     return config, rows
+
+
+def _with_files_of_metrics(config: Config) -> Config:
+    """Files that metrics name, as whole paths from the beginning: `luthier eval` counts by the same names, from wherever it is called."""
+
+    def whole(name: str) -> str:
+        return with_file(name, lambda file: str(Path(config.beside(file)).resolve()))
+
+    evaluation, training = config.settings.evaluation, config.settings.training
+    names = [whole(name) for name in evaluation.metrics]
+    if names == evaluation.metrics:
+        return config
+    changes = {
+        "evaluation": evaluation.model_copy(update={"metrics": names}),
+        "training": training.model_copy(update={"metric_for_best_model": whole(training.metric_for_best_model)}),
+    }
+    return dataclasses.replace(config, settings=config.settings.model_copy(update=changes))
 
 
 def tokenize(config: Config, rows: Rows, reporter: Reporter) -> Ready:
