@@ -72,8 +72,12 @@ def serve(wanted: Wanted, reporter: Reporter | None = None) -> None:
             next_step="--keys FILE (luthier serve --new-key NAME --keys FILE makes one), or leave --host out",
         )
     listening = _listen(wanted.host, wanted.port)
-    opened = _open(wanted, reporter)
-    app: Any = application(wanted, opened, allowed)
+    try:
+        opened = _open(wanted, reporter)
+        app: Any = application(wanted, opened, allowed)
+    except BaseException:
+        listening.close()
+        raise
     port = listening.getsockname()[1]
     _say(wanted, opened, port, bool(allowed.keys), reporter)
     _log_to_standard_error()
