@@ -6,7 +6,6 @@ what a slot still holds, from the same adapter by its content, is not run again.
 """
 
 import itertools
-import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from luthier.engine import update
 from luthier.engine.by_row import ByRow, RowAdapter
 from luthier.engine.generate import Ended, never
 from luthier.engine.head import Head, head_of
-from luthier.engine.sampling import GREEDY, Sampling, penalized, warped
+from luthier.engine.sampling import GREEDY, Chooser, Sampling, draws_from
 from luthier.engine.slots import Mixed, Piece, Slots
 from luthier.errors import DataError
 from luthier.plan.shape import common_prefix
@@ -62,12 +61,11 @@ class Request:
     # Where it stands: its slot, and how many places of it are filled.
     slot: int = -1
     filled: int = 0
-    draws: random.Random = field(init=False)
+    chooser: Chooser | None = None  # made with its first token, where it is not greedy
 
     def __post_init__(self) -> None:
         if not self.prompt:
             raise DataError("the prompt has no tokens", where="prompt", next_step="ask something")
-        self.draws = random.Random(f"{self.sampling.seed} {self.place} {self.prompt}")
 
     @property
     def key(self) -> str:
@@ -204,7 +202,7 @@ class Continuous:
                 self._fail(request)
                 said.append((request, None))
                 continue
-            token = likeliest[row] if request.sampling == GREEDY else _draw(bent_NV[row], request)
+            token = likeliest[row] if request.sampling == GREEDY else int(self._chooser(request).choose(bent_NV[row : row + 1]))
             said.append((request, None if token in request.stop_ids else _said(token, logits_NV[row], request.log_probabilities)))
             if token in request.stop_ids:
                 self._end(request, "stop")
@@ -215,6 +213,13 @@ class Continuous:
             elif len(request.answer) >= request.limit:
                 self._end(request, "length")
         return said
+
+    def _chooser(self, request: Request) -> Chooser:
+        """Draws the request's tokens: from its own seed and prompt, whatever stands beside it."""
+        if request.chooser is None:
+            draws = draws_from(request.sampling.seed, request.place, request.prompt)
+            request.chooser = Chooser(request.sampling, [request.prompt], [draws], len(self.head.weight), self.device)
+        return request.chooser
 
     def _fail(self, request: Request) -> None:
         """End a request whose numbers are not finite, and leave nothing of them."""
@@ -227,20 +232,6 @@ class Continuous:
         self.running.remove(request)
         self._left[request.slot].busy = False
         self._left[request.slot].used = next(self._clock)
-
-
-def _draw(logits_V: Tensor, request: Request) -> int:
-    """A token as the request's sampling says; its draws come from its own seed and prompt, whatever stands beside it."""
-    sampling, logits_1V = request.sampling, logits_V[None]
-    if sampling.repetition_penalty != 1.0:
-        seen_1V = torch.zeros_like(logits_1V, dtype=torch.bool)
-        seen_1V[0, torch.tensor(request.prompt + request.answer, device=logits_V.device)] = True
-        logits_1V = penalized(logits_1V, seen_1V, sampling.repetition_penalty)
-    if sampling.temperature == 0:
-        return int(logits_1V.argmax())
-    sums_V = torch.softmax(warped(logits_1V, sampling)[0], dim=-1).double().cumsum(dim=-1)
-    drawn = torch.tensor(request.draws.random(), dtype=torch.float64, device=sums_V.device) * sums_V[-1]
-    return min(int(torch.searchsorted(sums_V, drawn, right=True)), len(sums_V) - 1)
 
 
 def _said(token: int, logits_V: Tensor, wanted: int | None) -> Said:

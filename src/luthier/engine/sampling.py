@@ -98,9 +98,14 @@ def draws_of(seed: int, prompts: Sequence[list[int]]) -> list[random.Random]:
     asked: Counter[tuple[int, ...]] = Counter()
     draws = []
     for prompt in prompts:
-        draws.append(random.Random(f"{seed} {asked[tuple(prompt)]} {prompt}"))
+        draws.append(draws_from(seed, asked[tuple(prompt)], prompt))
         asked[tuple(prompt)] += 1
     return draws
+
+
+def draws_from(seed: int, place: int, prompt: list[int]) -> random.Random:
+    """The draws of one answer; `place` is how often the same prompt was asked before it."""
+    return random.Random(f"{seed} {place} {prompt}")
 
 
 def penalized(logits_BV: Float[Tensor, "B V"], seen_BV: Tensor, penalty: float) -> Float[Tensor, "B V"]:
