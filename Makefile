@@ -66,6 +66,7 @@ bench: $(STAMP)
 	$(RUN) benchmarks/engine.py
 	$(RUN) benchmarks/engine.py --method full
 	$(RUN) benchmarks/engine.py scaling
+	$(RUN) benchmarks/serving.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

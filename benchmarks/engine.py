@@ -44,6 +44,8 @@ ROUNDS = 5
 SETTINGS = [
     # tool           setting                        precision  weights  packing  checkpointing
     ("luthier",       "bf16",                       "bf16",    "bf16",  False,   False),
+    # What `compile: auto` does in a run of more than ten minutes.
+    ("luthier",       "bf16, compiled",             "bf16",    "bf16",  False,   False),
     ("trl",           "bf16, packed",               "bf16",    "fp32",  True,    False),
     ("trl",           "defaults",                   "bf16",    "fp32",  False,   True),
     ("transformers",  "bf16",                       "bf16",    "fp32",  False,   False),
@@ -169,7 +171,8 @@ def rate(measured: Measured) -> float:
 def values_of(measured: Measured) -> dict[str, Any]:
     """What the worker is told of its setting."""
     [row] = [row for row in SETTINGS if row[:2] == (measured.tool, measured.setting)]
-    return dict(zip(("precision", "weights", "packing", "checkpointing"), row[2:], strict=True))
+    values = dict(zip(("precision", "weights", "packing", "checkpointing"), row[2:], strict=True))
+    return values | ({"compile": True} if "compiled" in measured.setting else {})
 
 
 def one_round(run: Run, rows: RowSet, turn: list[Measured], until_s: float) -> None:

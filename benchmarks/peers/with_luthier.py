@@ -10,7 +10,7 @@ from luthier.records import Source, TokenizedExample
 
 def open_engine(job: Job) -> Engine:
     trained = {"full": True} if job.method == "full" else {"adapter": job.adapter}
-    engine = Engine.open(job.model, **trained, precision=job.setting["precision"])
+    engine = Engine.open(job.model, **trained, precision=job.setting["precision"], compile=job.setting.get("compile", False))
     for name in ("share_prefixes", "micro_batch_tokens"):
         if name in job.setting:
             getattr(engine, name)  # an attribute of another name would be set and change nothing

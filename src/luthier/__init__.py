@@ -60,20 +60,27 @@ class Run:
 
         return "".join(conversation.open_talk(RunFolder(self.path), system=system).ask(text))
 
-    def export(self, to: str, *, folder: str | Path | None = None, precision: str = "bf16") -> Path:
-        """Write the artifact `to` (merged or adapter), compare it with the trained model (parity.json), and return its folder."""
+    def export(self, to: str, *, folder: str | Path | None = None, precision: str | None = None) -> Path:
+        """Write the artifact `to` (merged, adapter, gguf, awq ...), compare it with the trained model (parity.json), and return its folder.
+
+        `precision` is its number format. Raises ParityError for one that does not answer as the trained model does.
+        """
         from luthier.recipes import handover
         from luthier.run_folder import RunFolder
 
-        path, _ = handover.export(RunFolder(self.path), to, folder=Path(folder) if folder else None, precision=precision)
-        return path
+        return handover.require(*handover.export(RunFolder(self.path), to, folder=Path(folder) if folder else None, precision=precision))
 
 
 def fit(config: str | Path, overrides: list[str] | None = None, *, reporter: Reporter | None = None) -> Run:
-    """Train as the YAML file `config` says. `overrides` are "section.name=value". Raises LuthierError for what a user can mend."""
+    """Train as the YAML file `config` says, on as many devices. `overrides` are "section.name=value". Raises LuthierError for what a user can
+    mend."""
+    from luthier.launch import starting
     from luthier.recipes import training
 
-    return Run(training.fit(load_config(config, overrides), reporter).path)
+    read = load_config(config, overrides)
+    if line := starting.line_of(read.settings, [str(read.file), *(overrides or [])], starting.Here()):
+        return Run(starting.run(line) or training.newest(read).path)
+    return Run(training.fit(read, reporter).path)
 
 
 def load_config(config: str | Path, overrides: list[str] | None = None) -> Config:

@@ -8,6 +8,7 @@ LuthierError          a problem with a place and a next step
 │   └── RunInUse      another process works in it (exit code 75)
 ├── MachineError      the machine is not enough: its memory, or its disk (exit code 5)
 │   └── OutOfMemory   its memory
+├── ParityError    an exported artifact does not answer as the trained model does (exit code 4)
 ├── VerificationFailed  a check of luthier verify (exit code 3)
 ├── NotFiniteError    NaN or infinity where training cannot go on (exit code 6)
 └── CallError         a command that was called wrongly (exit code 2)
@@ -63,6 +64,12 @@ class VerificationFailed(LuthierError):
     """A check of luthier verify failed."""
 
     exit_code = 3
+
+
+class ParityError(LuthierError):
+    """What was exported does not answer as the trained model does."""
+
+    exit_code = 4
 
 
 class NotFiniteError(LuthierError):

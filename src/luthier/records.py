@@ -213,19 +213,28 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """How far an exported artifact is from the model that was trained.
+    """How far an exported artifact is from the model that was trained. None: the engine that runs the artifact does not give it.
 
-    `max_logit_difference` in logits, `mean_kl` in nats a token, `greedy_agreement` the share of equal answers.
+    `max_logit_difference` in logits, `mean_kl` and `max_kl` in nats a token, `greedy_agreement` the share of equal answers, `top1_agreement`
+    the share of the answers' tokens at which both find the same word likeliest.
     """
 
     artifact: str
     engine: str
-    max_logit_difference: float
-    mean_kl: float
+    max_logit_difference: float | None
+    mean_kl: float | None
     greedy_agreement: float
     threshold: dict[str, float]
     passed: bool
     onto: str = ""  # of a merged adapter: the base it was merged onto, where there is a choice
+    stored: str = ""  # the number format of the artifact
+    max_kl: float | None = None
+    max_logit_difference_in_std: float | None = None  # in standard deviations of the trained model's logits
+    top1_agreement: float | None = None
+    perplexity: dict[str, float] = field(default_factory=dict)  # of the answers' tokens: "trained" and "artifact"
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)  # the run's own metrics on the prompts: of each "trained" and "artifact"
+    prompts: int = 0  # how many answers were compared
+    differs: str = ""  # where it failed: the first layer or the token that differs
 
 
 @dataclass(frozen=True, slots=True)

@@ -276,11 +276,16 @@ class RunFolder:
     def add_parity(self, parity: Parity) -> None:
         """Keep the certificate of an artifact; a newer one of the same artifact replaces the older."""
         rows = [row for row in self.read_parity() if row["artifact"] != parity.artifact]
-        stored = {name: value for name, value in dataclasses.asdict(parity).items() if name != "onto" or value}
-        files.write_json(self.parity, [*rows, stored])
+        files.write_json(self.parity, [*rows, stored_parity(parity)])
 
     def read_parity(self) -> list[dict[str, Any]]:
         return list(files.read_json(self.parity)) if self.parity.exists() else []
+
+
+def stored_parity(parity: Parity) -> dict[str, Any]:
+    """A certificate as parity.json holds it: what is always there, and of the rest what was measured."""
+    always = {"artifact", "engine", "max_logit_difference", "mean_kl", "greedy_agreement", "threshold", "passed"}
+    return {name: value for name, value in dataclasses.asdict(parity).items() if name in always or value not in (None, "", 0, {})}
 
 
 def write_scorecard(path: Path, scorecard: Scorecard) -> None:

@@ -18,10 +18,13 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 # What is written of a file, asked for when its turn has come.
 Content = Callable[[], Iterable[Buffer]]
+Others = Callable[[Path], Mapping[str, tuple[int, str]]]
 
 
-def write(path: Path, parts: Mapping[str, Content], about: Mapping[str, Any]) -> int:
+def write(path: Path, parts: Mapping[str, Content], about: Mapping[str, Any], others: Others = lambda staging: {}) -> int:
     """Make the folder `path` of `parts` (by file name), with `about` in its manifest. Gives its bytes, the manifest's left out.
+
+    `others` lets other processes write into the folder before its manifest, and gives bytes and sha256 of each of their files.
 
     A folder of that name is set aside, not replaced. Raises RunError or OSError where the disk does not take it: then nothing is there.
     One call at a time in a parent folder: what earlier ones left unfinished is swept.
@@ -33,6 +36,7 @@ def write(path: Path, parts: Mapping[str, Content], about: Mapping[str, Any]) ->
         files.disk.make_folder(staging)
         try:
             written = {name: files.write_new(staging / name, content()) for name, content in parts.items()}
+            written |= others(staging)
             listed = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in written.items()}
             files.write_new(staging / MANIFEST, [_spelled({"schema": SCHEMA, "files": listed, **about})])
             files.sync(staging)

@@ -104,7 +104,6 @@ UNKNOWN = {
     "training: {gradient_acumulation_steps: 2}\n": ("luthier.yaml:3", "training.gradient_acum", "did you mean training.gradient_accumulation_steps?"),
     "per_device_train_batch_size: 2\n": ("luthier.yaml:3", "per_device", "write it below training: (training.per_device_train_batch_size)"),
     "training.max_steps: 3\n": ("luthier.yaml:3", "unknown setting 'training.max_steps'", "training:, and below it max_steps: ..."),
-    "devices: 2\n": ("luthier.yaml:3", "unknown setting 'devices'", "a run uses one device in this version"),
     "evaluation: {beam_width: 4}\n": (
         "luthier.yaml:3",
         "unknown setting 'evaluation.beam_width'",
@@ -263,6 +262,11 @@ WITHOUT_EFFECT = {
     "training: {warmup_steps: 5, warmup_ratio: 0.1}": "warmup_steps and warmup_ratio both say how long the rate rises",
     "training: {share_prefixes: true}\nlora: {lora_dropout: 0.1}": "nothing is shared beside lora_dropout",
     "preference: {loss_type: ipo, label_smoothing: 0.1}\nobjective: dpo": "preference.label_smoothing has no effect with loss_type: ipo",
+    "wrapping: fsdp": "wrapping: fsdp has no effect with devices: 1 and nodes: 1",
+    "launch: {head: a}": "launch.head has no effect with nodes: 1",
+    "devices: 2\ndevice: mps": "mps is one device",
+    "nodes: 4:1": "nodes is '4:1': should be a valid integer or '4:1' is not MIN:MAX",
+    "training: {per_device_train_batch_size: 4}\ndevices: auto": "how many devices there are is known only when the run starts",
     "method: qlorra": "method 'qlorra' is not in this version",
     "lora: {r: 8}\nmethod: full": "the block lora: has no effect with method: full",
     "training: {batch_size: 8, per_device_train_batch_size: 2}": "batch_size and per_device_train_batch_size both say how large an update is",
@@ -381,6 +385,7 @@ VALUES = {
     "training.optim": st.sampled_from(["adamw", "adamw_8bit"]),
     "training.precision": st.sampled_from(["auto", "bf16", "fp16", "fp32"]),
     "training.gradient_checkpointing": st.sampled_from(["auto", "off", "selective", "full"]),
+    "training.rows_together": st.integers(1, 9),
     "training.share_prefixes": st.booleans(),
     "training.side_by_side": st.booleans(),
     "training.micro_batch_tokens": st.just("auto") | COUNT,
@@ -403,13 +408,19 @@ VALUES = {
     "evaluation.max_new_tokens": st.just("auto") | COUNT,
     "init_from": st.none() | WORDS,
     "output_dir": WORDS,
-    "device": st.sampled_from(["auto", "cpu", "cuda", "mps"]),
+    "device": st.sampled_from(["auto", "cpu", "cuda"]),
+    "devices": st.just("auto") | COUNT,
+    "nodes": COUNT | st.sampled_from(["1:2", "2:2", "3:40"]),
+    "launch.port": st.integers(1, 65535),
+    "launch.max_restarts": COUNT,
+    "launch.timeout_minutes": st.floats(0.5, 600),
     "max_memory": st.none() | st.sampled_from(["3GB", "2.5 GiB", "900MB"]),
     "report_to": st.lists(st.sampled_from(["tensorboard", "wandb", "mlflow"]), unique=True),
     "seed": COUNT,
 }
 # Allowed beside some values of others only: each stands in a test of its own.
 CONDITIONAL = {"data.loss_on", "training.warmup_steps", "training.save_steps", "training.save_total_limit"}
+CONDITIONAL |= {"wrapping", "device_map", "launch.head"}
 # Which checkpoint is the best is measured, and data.eval may be null here.
 CONDITIONAL |= {"evaluation.in_loop_rows", "evaluation.general", "evaluation.drift_weight", "data.replay", "data.replay_from"}
 CONDITIONAL |= {"evaluation.early_stopping_patience", "evaluation.early_stopping_threshold"}

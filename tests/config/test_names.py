@@ -120,7 +120,8 @@ ABSENT = {
     "lr_scheduler_kwargs: {power: 2.0}": "training.lr_scheduler_type: cosine",
     "lr_scheduler_kwargs: {num_decay_steps: 9, decay_type: 1-sqrt}": "training.lr_scheduler_type: cosine",
     "optim: paged_adamw_8bit": "training.optim: adamw_8bit",
-    "deepspeed: ds_config.json": "training.micro_batch_tokens: 1024",
+    "deepspeed: ds_config.json": "wrapping: fsdp",
+    "fsdp: offload": "wrapping: fsdp",
     "hub_model_id: me/mine": "luthier export RUN",
     "push_to_hub: true": "luthier export RUN",
     "eval_strategy: epoch": "evaluation.every_steps: 50",
@@ -235,3 +236,11 @@ def test_schedules_are_known_by_the_names_of_transformers(load: Any, written: st
 def test_two_places_that_say_how_often_the_rate_falls_must_agree(refuse: Any) -> None:
     block = "training: {lr_scheduler_type: cosine_with_restarts, num_cycles: 2, lr_scheduler_kwargs: {num_cycles: 3}}\n"
     assert refuse(block).problem == "training.lr_scheduler_kwargs says 3 and training.num_cycles is 2"
+
+
+@pytest.mark.parametrize(
+    ("asked", "wrapping"), [("full_shard auto_wrap", "fsdp"), ("[hybrid_shard, auto_wrap]", "hsdp"), ("true", "fsdp"), ("''", "auto")]
+)
+def test_fsdp_is_our_wrapping(load: Any, asked: str, wrapping: str) -> None:
+    settings = load(f"devices: 2\ntraining: {{fsdp: {asked}, per_device_train_batch_size: 3}}\n").settings
+    assert (settings.wrapping, settings.training.batch_size) == (wrapping, 6)

@@ -71,6 +71,15 @@ def test_a_run_that_was_not_evaluated_says_so(empty_run):
     assert ModelCard(card_text(empty_run)).data.eval_results is None
 
 
+def test_the_folders_of_a_metrics_file_stay_on_this_machine(run, change):
+    measured = {"/home/ann/secret/score.py:right_tool": Metric(0.5, 0.4, 0.6, 9), "json_schema=/home/ann/secret/a.json": Metric(0.5, 0.4, 0.6, 9)}
+    change(tuned=measured)
+    text = card_text(run)
+    assert "score.py:right tool" in text
+    assert "json schema=a.json" in text
+    assert "secret" not in text + write_report(run).read_text()
+
+
 def test_bars_and_line_feeds_in_a_name_break_no_table(run, change):
     change(tuned={"exact_match": Metric(0.5, 0.4, 0.6, 9)}, **{"a | b\nc": {"exact_match": Metric(0.1, 0.0, 0.2, 9)}})
     assert "| a \\| b c | 10.0 % (0.0 to 20.0 %, n = 9) |" in card_text(run)

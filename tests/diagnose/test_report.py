@@ -12,6 +12,7 @@ import pytest
 from luthier.diagnose.finding import Cure, Finding, keep
 from luthier.diagnose.report import write_report
 from luthier.diagnose.reproduce import reproduce
+from luthier.diagnose.retrieval import retrieval_html
 from luthier.diagnose.run_charts import figures
 from luthier.diagnose.run_plots import write_plots
 from luthier.diagnose.samples import marked
@@ -270,10 +271,15 @@ def test_what_was_planned_stands_beside_what_was_measured(run):
 
 
 def test_parity_is_shown_passed_and_failed(run):
-    run.add_parity(Parity("gguf", "llama.cpp", 2.5, 0.2, 0.1, {"mean_kl": 0.001}, False))
+    scores = {"exact_match": {"trained": 0.9, "artifact": 0.5}}
+    run.add_parity(
+        Parity("gguf", "llama.cpp", None, 0.2, 0.1, {"top1_agreement": 0.995}, False, top1_agreement=0.5, metrics=scores, differs="token 4 of a:1")
+    )
     text = read(run).text
     assert re.search(r"merged\s+transformers\s+0.0312\s+0.00021\s+93.8 %\s+mean kl 0.001\s+passed", text)
-    assert re.search(r"gguf\s+llama.cpp\s+2.5\s+0.2\s+10.0 %\s+mean kl 0.001\s+failed", text)
+    assert re.search(
+        r"gguf\s+llama.cpp\s+not given\s+0.2\s+50.0 %\s+10.0 %\s+exact_match 0.9 -> 0.5\s+top1 agreement 0.995\s+failed\s+token 4 of a:1", text
+    )
 
 
 def test_a_run_that_was_not_evaluated_says_so(run):
@@ -326,3 +332,13 @@ def test_a_broken_file_costs_its_own_section_only(run, file, named):
 def test_the_report_needs_no_torch():
     code = "import sys, luthier.diagnose.report; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_retrieval_whose_passages_nobody_knows_has_no_recall(run) -> None:
+    found = {"at": 5, "questions": 0, "recall": 0.0, "low": 0.0, "high": 1.0, "nothing_fits": 2, "seconds_per_question": 0.1}
+    folder = run.evals / "rag-questions"
+    folder.mkdir(parents=True)
+    (folder / "rag.json").write_text(json.dumps({"schema": 1, "ship": "base", "verdict": "Ship it.", "retrieval": found}), encoding="utf-8")
+    page = retrieval_html(run)
+    assert "Of no question the passage is known; for 2 nothing of the documents fitted." in page
+    assert "%" not in page

@@ -11,7 +11,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest_engine import open_tiny
 
 from luthier.engine import Engine, batches, lanes
-from luthier.engine import engine as engine_module
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -29,7 +28,7 @@ def two_lanes_are_used_everywhere() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches, "LANE_TOKENS", 0)
         patch.setattr(lanes, "usual_count", lambda device: 2)
-        patch.setattr(engine_module, "LANES_SHARE", 0.25)  # an adapter is much beside so small a model
+        patch.setattr(lanes, "TRAINED_SHARE", 0.25)  # an adapter is much beside so small a model
         yield
 
 

@@ -176,7 +176,7 @@ def test_a_cancelled_request_frees_its_slot_and_changes_no_other(server: Continu
     assert len(requests[1].answer) < 9
     expected = alone(tiny_model, None, prompts, 9)
     assert [requests[place].answer for place in (0, 2, 3, 4)] == [expected[place] for place in (0, 2, 3, 4)]
-    assert not any(left.busy for left in server._left)
+    assert not any(held.busy for held in server.held)
 
 
 def test_an_answer_ends_at_a_stop_token_or_where_its_text_says(server: Continuous, tiny_model: Path) -> None:
@@ -264,6 +264,55 @@ def test_what_is_kept_is_one_tenants_own(server: Continuous) -> None:
     assert [request.reused_tokens for request in asked] == [0, 0, len(prompt) - 1]
 
 
+def test_a_long_request_takes_room_for_itself_alone(server: Continuous, tiny_model: Path) -> None:
+    prompts = [prompts_of(1, 290)[0], *prompts_of(3, 4)]
+    requests = [Request(prompt, 6, NO_STOP) for prompt in prompts]
+    for request in requests:
+        server.add(request)
+    finish(server)
+    rows = {length: len(shelf.slots) for length, shelf in server.slots.shelves.items()}
+    assert rows.keys() == {512, 256}
+    assert rows[512] == 1
+    assert [request.answer for request in requests] == alone(tiny_model, None, prompts, 6)
+
+
+def test_more_than_there_is_room_for_waits_and_is_answered_all_the_same(
+    base: Engine, tiny_model: Path, folders: dict[str, Path], by_kind: dict[str, RowAdapter | None]
+) -> None:
+    server = Continuous(base.model, slots=4, chunk_tokens=64, most_places=768)  # three short ones, or a short and a longer one
+    prompts, limits = [*prompts_of(2, 240, seed=1), *prompts_of(5, 6, seed=2)], [40, 30, 8, 8, 8, 8, 8]
+    kinds = ["base", "prefix", "lora", "base", "prefix", "base", "lora"]
+    requests = [Request(prompt, limit, NO_STOP, adapter=by_kind[kind]) for prompt, limit, kind in zip(prompts, limits, kinds, strict=True)]
+    for request in requests:
+        server.add(request)
+    put_back, most = 0, 0
+    for _ in range(1000):
+        before = set(server.running)
+        server.step()
+        put_back += len([request for request in before if not request.finish and request not in server.running])
+        most = max(most, server.slots.places)
+        if server.idle:
+            break
+    server.by_row.give_back()
+    assert server.idle
+    assert put_back  # both long ones outgrow 256 places, and two of 512 do not fit
+    assert most <= 768
+    for request, kind in zip(requests, kinds, strict=True):
+        assert request.answer == alone(tiny_model, folders.get(kind), [request.prompt], request.limit)[0], kind
+    with pytest.raises(DataError, match="room for 768"):
+        server.add(Request(prompts[0], 600, NO_STOP))
+
+
+def test_the_room_that_is_kept_does_not_grow_with_the_requests(server: Continuous) -> None:
+    lengths = random.Random(5)
+    for count in (20, 60):
+        for prompt in prompts_of(count, 3, seed=count):
+            server.add(Request(prompt + [7] * lengths.choice((0, 290)), 3, NO_STOP))
+        finish(server)
+        assert len(server.held) <= 4
+        assert server.slots.places <= 4 * (256 + 512)
+
+
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(DataError, match="no tokens"):
         Request([], 3, NO_STOP)
@@ -313,3 +362,19 @@ def test_what_a_server_cannot_choose_for_each_request_is_refused(base: Engine, f
     }.items():
         with pytest.raises(ModelError, match=said):
             row_adapters.load(base.model, folder)
+
+
+@pytest.mark.parametrize("busy", ["lora", "houlsby"])
+def test_an_adapter_that_is_read_while_others_answer_is_read_with_the_base_alone(
+    base: Engine, folders: dict[str, Path], by_kind: dict[str, RowAdapter | None], busy: str
+) -> None:
+    server = Continuous(base.model, slots=2)
+    wanted = by_kind["prompt"]
+    assert wanted is not None
+    for length in (4, 9):  # as many tokens as it has virtual ones, and another number
+        server.add(Request(list(range(5, 5 + length)), 3, frozenset(), adapter=by_kind[busy]))
+        server.step()
+        read = row_adapters.load(base.model, folders["prompt"])  # its virtual tokens run through the model
+        for layer, pair in read.prefix.items():
+            assert all(torch.equal(one, other) for one, other in zip(pair, wanted.prefix[layer], strict=True))
+    server.by_row.give_back()

@@ -1,5 +1,7 @@
 """Answers that are words, by the definitions of those who made the metrics."""
 
+import time
+
 import pytest
 
 from luthier.errors import ConfigError
@@ -20,6 +22,9 @@ def test_squads_normalization() -> None:
         ("squad_f1", "a cat cat", "cat dog", 2 * 1 / 4),
         ("squad_f1", "the", "an", 1),  # both are empty
         ("squad_f1", "Paris", "", 0),
+        ("squad_em", "", "", 1),  # an empty reference is an answer like others
+        ("squad_em", "", "Paris", 0),
+        ("accuracy", "", "Paris", 0),
         ("accuracy", "Positive", " positive.\n", 1),
         ("accuracy", "positive", "It is positive", 0),
         ("regex", r"^\d{5}$", "Reno\n89501", 1),
@@ -40,6 +45,13 @@ def test_what_an_answer_is_worth(name: str, expected: str, answer: str, worth: f
 
 def test_a_pattern_for_all_rows() -> None:
     assert score("regex=^yes|^no", ["", "", ""], ["yes!", "maybe", "no"]).value == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(("pattern", "answer"), [("(a+)+$", "a" * 60 + "b"), ("(x+x+)+y", "x" * 60), (r"(\w+\s*)*,$", "word " * 60)])
+def test_a_pattern_that_never_ends_is_given_up(pattern: str, answer: str) -> None:
+    begun = time.monotonic()
+    assert matches_expected(pattern, answer) == 0
+    assert time.monotonic() - begun < 5
 
 
 def test_what_is_no_pattern_is_named() -> None:

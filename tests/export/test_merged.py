@@ -1,10 +1,14 @@
 """A merged model is an ordinary folder: this release of Transformers and older ones read the same numbers in it."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
@@ -127,3 +131,41 @@ def test_what_merges_is_within_a_ten_thousandth_of_the_logits_spread(method: str
     folder = merged.write_merged(engine, tmp_path / "merged", "fp32")
     found = logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
     assert float((found - expected).abs().max()) < 1e-4 * float(expected.std())
+
+
+OLDER = """
+import sys
+import numpy, torch, transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+assert transformers.__version__.startswith("4.57"), transformers.__version__
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], torch_dtype=torch.float32)
+ids = torch.tensor([AutoTokenizer.from_pretrained(sys.argv[1])("12 boxing wizards, quickly: é漢 " * 20)["input_ids"]])
+with torch.no_grad():
+    numpy.save(sys.argv[2], model(input_ids=ids).logits.numpy())
+"""
+
+
+@pytest.mark.slow
+def test_transformers_4_computes_the_same(tiny_model: Path, tmp_path: Path) -> None:
+    """In a release before 5, with another rope_theta than the one that it takes where it finds none. Fetched by pip; skipped without a network."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    wanted = ["transformers==4.57.6", "tokenizers==0.22.1", "huggingface_hub==0.36.0", "requests", "urllib3", "idna", "certifi", "charset-normalizer"]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "older"), *wanted]
+    if subprocess.run(pip, check=False, capture_output=True, timeout=300).returncode:
+        pytest.skip("pip could not fetch the older release")
+    base = base_with(tiny_model, tmp_path / "base", rope_parameters={"rope_theta": 100_000.0, "rope_type": "default"})
+    folder = merged.write_merged(open_trained(base), tmp_path / "merged", "fp32", 60_000)
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    found = tmp_path / "logits.npy"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "older")}
+    subprocess.run([sys.executable, "-c", OLDER, str(folder), str(found)], check=True, env=environment, timeout=300)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        here = model(input_ids=torch.tensor([tokenizer("12 boxing wizards, quickly: é漢 " * 20)["input_ids"]])).logits
+        model.config.rope_parameters["rope_theta"] = 10_000.0
+        wrong = type(model)(model.config).eval()
+        wrong.load_state_dict(model.state_dict())
+        other = wrong(input_ids=torch.tensor([tokenizer("12 boxing wizards, quickly: é漢 " * 20)["input_ids"]])).logits
+    older = torch.from_numpy(numpy.load(found))
+    assert float((older - here).abs().max()) < 1e-4 * float(here.std()) < float((other - here).abs().max())

@@ -46,7 +46,7 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_the_table_lists_the_verbs() -> None:
     assert ["models", "fetch"] in verbs_of_the_table()
-    assert len(verbs_of_the_table()) == 39
+    assert len(verbs_of_the_table()) == 46
 
 
 # One process asks for every --help: starting Python anew for each would take longer than all of them.

@@ -4,11 +4,13 @@ Each call is a real process with its own streams, signals and exit code, to be k
 imports. Run as a program it is that one process, and reads a job (one JSON value) a line.
 """
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,7 +41,7 @@ class Warm:
     def close(self) -> None:
         assert self._server.stdin
         self._server.stdin.close()
-        self._server.wait(timeout=10)
+        self._server.wait(timeout=60)
 
     def begin(self, folder: Path, home: Path, *arguments: object, stdout: Path | None = None, ignored: int = 0, **environment: str) -> "Call":
         """Run `luthier ARGUMENTS` in `folder`, with LUTHIER_HOME at `home`, ignoring a signal as `nohup` makes it.
@@ -138,7 +140,11 @@ def _call(job: dict[str, Any]) -> None:
         said = os.open(job["said"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(said, 2)
-        os.dup2(os.open(job["stdout"], os.O_WRONLY | os.O_APPEND), 1)
+        # A terminal that can be read becomes the session's own: a Ctrl-C that is typed there ends the call.
+        reads = os.O_RDWR if Path(job["stdout"]).is_char_device() else os.O_WRONLY
+        os.dup2(os.open(job["stdout"], reads | os.O_APPEND), 1)
+        if os.isatty(1):
+            fcntl.ioctl(1, termios.TIOCSCTTY, 0)
         if job["ignored"]:
             signal.signal(job["ignored"], signal.SIG_IGN)
         sys.argv = ["luthier", *job["arguments"]]

@@ -1,6 +1,7 @@
 """Adapters: the right layers, the same start for the same seed, and a stored one comes back whole or not at all."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from luthier.config.adapters import LoraSettings
 from luthier.errors import ConfigError, ModelError
 from luthier.models import adapters, load, lora
+from luthier.models.weights import fingerprint
 
 ALL_LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 IDS = torch.arange(3, 40)[None]
@@ -143,6 +145,18 @@ def test_an_adapter_of_another_model_is_refused_and_the_model_stays_as_it_was(ti
     assert {name for name, _ in model.named_parameters()} == {name for name, _ in base(tiny_model).named_parameters()}
     with torch.no_grad():
         assert torch.equal(model(IDS).logits, base(tiny_model)(IDS).logits)
+
+
+def test_a_base_of_the_same_shapes_with_other_weights_is_told_by_both_hashes(tiny_model: Path, tmp_path: Path):
+    adapters.save_adapter(trained(tiny_model), tmp_path / "adapter", "tiny")
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.norm.weight"] += 1
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    first, second = (fingerprint(folder)[:12] for folder in (tiny_model, other))
+    with pytest.raises(ModelError, match=f"made for tiny and does not fit .*other: that base's weights have the hash {first}, and these {second}"):
+        adapters.load_adapter(base(other), tmp_path / "adapter", trainable=False)
 
 
 def test_a_folder_that_is_no_adapter_is_named(tiny_model: Path, tmp_path: Path):

@@ -98,6 +98,23 @@ def test_an_index_that_names_what_is_not_there_is_refused(folder: Path, index: d
     assert words in refusal(folder)
 
 
+def test_a_tensor_that_is_not_where_the_index_says_is_named(folder: Path):
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    (folder / "model.safetensors").rename(folder / names[0])
+    (folder / names[1]).write_bytes(struct.pack("<Q", 2) + b"{}")
+    index = {"weight_map": {"model.norm.weight": names[1], "model.embed_tokens.weight": names[0]}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert f"index.json: says that model.norm.weight lies in {names[1]}, which does not hold it" in refusal(folder)
+
+
+def test_a_file_that_the_index_does_not_name_is_no_part_of_the_model(folder: Path):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    weight_map = {"model.norm.weight": "model-00001-of-00001.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "model-00002-of-00002.safetensors").write_bytes(b"half of a download")
+    find.check_folder(folder)
+
+
 def break_weights(path: Path, how: str) -> None:
     content = path.read_bytes()
     broken = {

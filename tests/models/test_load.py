@@ -55,6 +55,23 @@ def test_a_config_that_does_not_fit_is_a_model_error(folder: Path, changes: dict
         load.load_model(folder, "fp32", "cpu")
 
 
+def test_a_weight_of_another_shape_than_the_config_says_is_named(folder: Path):
+    edit(folder / "config.json", vocab_size=400)
+    with pytest.raises(ModelError, match=r"model.embed_tokens.weight is \[500, 64\], and config.json asks for \[400, 64\]"):
+        load.load_model(folder, "fp32", "cpu")
+
+
+def test_another_kind_of_model_than_the_weights_are_of_is_named_by_a_weight(folder: Path):
+    edit(folder / "config.json", model_type="gpt2", architectures=["GPT2LMHeadModel"])
+    with pytest.raises(ModelError, match=r"holds no values for \d+ weights of the model, lm_head.weight first"):
+        load.load_model(folder, "fp32", "cpu")
+
+
+def test_weights_stored_in_another_format_than_the_config_says_are_read_as_asked(folder: Path):
+    edit(folder / "config.json", dtype="float16", torch_dtype="float16")
+    assert load.load_model(folder, "fp32", "cpu").dtype == torch.float32
+
+
 def test_a_cut_file_is_named_before_loading(folder: Path):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])

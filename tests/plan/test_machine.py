@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from luthier.errors import RunError
+from luthier.errors import ConfigError, RunError
 from luthier.plan import machine
 
 
@@ -98,3 +98,15 @@ def test_no_limit_means_all_memory(tmp_path):
     (tmp_path / "sys/fs/cgroup/box").mkdir(parents=True)
     (tmp_path / "sys/fs/cgroup/box/memory.max").write_text("max\n")
     assert machine.memory_bytes(tmp_path) == machine.memory_bytes(tmp_path / "elsewhere") > 100_000_000
+
+
+def test_a_device_that_is_not_here_or_was_never_measured_is_named(tmp_path, monkeypatch, laptop):
+    monkeypatch.setattr(machine, "_has_device", lambda device: False)
+    with pytest.raises(ConfigError, match="cuda is not on this machine") as missing:
+        machine.planned_machine(tmp_path, "cuda")
+    assert "luthier doctor" in str(missing.value)
+    monkeypatch.setattr(machine, "_has_device", lambda device: True)
+    with pytest.raises(ConfigError, match="cuda was never measured"):
+        machine.planned_machine(tmp_path, "cuda")
+    machine.store_machine(tmp_path, dataclasses.replace(laptop, device="cuda"))
+    assert machine.planned_machine(tmp_path, "cuda").device == "cuda"

@@ -156,6 +156,21 @@ def test_an_endpoint_is_told_of_the_tools(tmp_path: Path) -> None:
     assert [one["body"].get("tools") for one in server.asked] == [tools, None]
 
 
+def test_an_endpoint_is_told_of_calls_and_their_results(tmp_path: Path) -> None:
+    call = {"function": {"name": "look_up", "arguments": {"place": "Rome"}}}
+    turns = (Turn("user", "Where?"), Turn("assistant", "", extra=json.dumps({"tool_calls": [call]})), Turn("tool", "{}"), Turn("assistant", "Here."))
+    with canned(lambda number, body: said("There.")) as server:
+        against = Against(server.address, "large", concurrency=1)
+        endpoints.ask(against, [Conversation(turns, Source("a", 1), True)], Decoding(8), Kept(tmp_path / "answers.jsonl"), Silent())
+    (asked,) = server.asked
+    written = {"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": '{"place": "Rome"}'}}
+    assert asked["body"]["messages"] == [
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "content": "", "tool_calls": [written]},
+        {"role": "tool", "content": "{}", "tool_call_id": "call_1"},
+    ]
+
+
 def test_no_two_columns_are_called_alike(copied: RunFolder, rows: str, tmp_path: Path) -> None:
     run, models = Target("run", copied), [Target("model", folder=tmp_path / one / "model") for one in ("a", "b")]
     assert [one.name for one in told_apart([run, *models])] == ["run", *(str(one.folder) for one in models)]

@@ -1,6 +1,7 @@
 """Base beside tuned: the same questions, the same decoding, and columns that are what they are called."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from luthier import files
 from luthier.config.load import load_config, settings_to_yaml
 from luthier.data.tokenize import prompt_ids
 from luthier.engine import opening
-from luthier.errors import DataError, RunError
+from luthier.errors import CallError, DataError, RunError
 from luthier.evaluate.questions import spread, with_examples
 from luthier.recipes import evaluation, sft
 from luthier.records import Turn
@@ -127,12 +128,48 @@ def test_rows_that_cannot_be_asked_are_said(copied: RunFolder, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("row", "said"),
-    [({"text": "A luthier."}, "rows of plain text ask nothing"), ({"prompt": "a", "completion": "b"}, "field_f1 compares the fields of JSON")],
+    [({"prompt": "a", "completion": "b"}, "field_f1 compares the fields of JSON")],
 )
 def test_rows_that_do_not_fit_are_named(row: dict[str, str], said: str, copied: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=said):
         evaluation.evaluate(copied, data=str(write_rows(tmp_path / "rows.jsonl", [row])))
     assert not copied.scorecard.exists()
+
+
+TEXTS = [{"text": f"A luthier made {place} violins of spruce, and then he rested for a while."} for place in range(6)]
+
+
+def test_a_run_on_plain_texts_is_measured_by_how_likely_they_are(write: Write, tmp_path: Path) -> None:
+    """The base beside the tuned model, in the run's own windows; what it says of itself is the same number."""
+    held_out = write_rows(tmp_path / "eval.jsonl", TEXTS[4:])
+    settings = [f"data.eval={held_out}", "data.max_length=24", "data.too_long=split", "evaluation.every_steps=4", "training.max_steps=4"]
+    run = sft.fit(write(TEXTS[:4], *settings, "training.learning_rate=1e-2"))
+    card = evaluation.evaluate(run, listener := Listener())
+    names = ["perplexity", "token_accuracy"]
+    assert {model: list(found) for model, found in card.models.items()} == {"base": names, "tuned": names}
+    assert (card.data["rows"], card.models["tuned"]["perplexity"].n, card.costs, samples_of(run, "held-out")) == (2, 2, {}, [])
+    assert "strategy" not in card.decoding
+    assert card.models["tuned"]["perplexity"].value < 0.9 * card.models["base"]["perplexity"].value
+    assert math.log(card.models["tuned"]["perplexity"].value) == pytest.approx(run.read_metrics("eval")[-1]["loss"], rel=1e-4)
+    assert "plain texts ask nothing: perplexity and token_accuracy of their tokens" in listener.lines
+    assert "perplexity" in run.report.read_text(encoding="utf-8")
+
+
+def test_texts_of_any_length_are_read_in_windows_and_questions_go_before_them(copied: RunFolder, tmp_path: Path) -> None:
+    long = {"text": "A luthier made violins. " * 400}  # of thousands of tokens; the model's context is 512
+    card = evaluation.evaluate(copied, data=str(write_rows(tmp_path / "texts.jsonl", [long, TEXTS[0]])))
+    assert card.models["tuned"]["perplexity"].n == 2
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [({"metrics": ("perplexity", "rougeL")}, "--metric rougeL"), ({"max_new_tokens": 5}, "--max-new-tokens"), ({"samples": 2}, "--samples")],
+)
+def test_what_only_answers_have_is_refused_for_texts(call: dict[str, Any], named: str, copied: RunFolder, tmp_path: Path) -> None:
+    rows = str(write_rows(tmp_path / "rows.jsonl", TEXTS))
+    with pytest.raises(CallError, match="plain texts ask nothing") as error:
+        evaluation.compare([str(copied.path)], evaluation.Call(data=rows, **call))
+    assert error.value.where == named
 
 
 def test_a_file_is_read_as_the_training_rows_were(write: Write, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What is exported answers as the trained model does, is readable by other tools, and overwrites nothing."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from conftest_runs import Write, chat_row
 from luthier.config.load import load_config
 from luthier.data.tokenize import prompt_ids
 from luthier.engine import opening
-from luthier.errors import CallError, RunError
+from luthier.errors import CallError, ParityError, RunError
 from luthier.export import merged
 from luthier.models import save
 from luthier.recipes import evaluation, handover, sft
@@ -34,8 +35,15 @@ def test_a_merged_model_is_an_ordinary_one_and_answers_the_same(copied: RunFolde
 def test_the_certificate_has_its_frozen_shape_and_fp32_keeps_every_digit(copied: RunFolder) -> None:
     _, parity = handover.export(copied, "merged", precision="fp32")
     (stored,) = json.loads(copied.parity.read_text(encoding="utf-8"))
-    assert stored.keys() == {"artifact", "engine", "max_logit_difference", "mean_kl", "greedy_agreement", "threshold", "passed"}
+    assert stored.keys() >= {"artifact", "engine", "max_logit_difference", "mean_kl", "greedy_agreement", "threshold", "passed"}
     assert stored["artifact"] == "merged"
+    assert stored["threshold"]["max_logit_difference_in_std"] == 1e-4 >= stored["max_logit_difference_in_std"] > 0
+    assert stored["metrics"].keys() == {"exact_match", "valid_json", "field_f1"}
+    assert stored["metrics"]["valid_json"]["trained"] == stored["metrics"]["valid_json"]["artifact"]
+    assert stored["mean_kl"] <= stored["max_kl"]
+    assert (stored["stored"], stored["top1_agreement"], stored["prompts"]) == ("fp32", 1.0, 2)
+    assert stored["perplexity"]["artifact"] == pytest.approx(stored["perplexity"]["trained"], rel=1e-4)
+    assert json.loads((copied.path / "merged" / "parity.json").read_text(encoding="utf-8")) == [stored]
     assert parity.max_logit_difference < 1e-3
     assert parity.mean_kl < 1e-8
     assert parity.greedy_agreement == 1.0
@@ -55,22 +63,34 @@ def test_a_merge_that_is_wrong_does_not_pass(precision: str, copied: RunFolder, 
     """An adapter merged 10 % too strong: the answers may still be equal, the certificate says that the model is not."""
     honest = merged.write_merged
 
-    def broken(engine: opening.Engine, folder: Path, precision: str) -> Path:
+    def broken(engine: opening.Engine, folder: Path, precision: str, shard_bytes: int) -> Path:
         for module in engine.model.modules():
             if isinstance(getattr(module, "scaling", None), dict):
                 module.scaling = {name: 1.1 * scale for name, scale in module.scaling.items()}
-        return honest(engine, folder, precision)
+        return honest(engine, folder, precision, shard_bytes)
 
+    handover.export(copied, "merged", precision=precision)
+    good = (copied.path / "merged" / "model.safetensors").read_bytes()
     monkeypatch.setattr(merged, "write_merged", broken)
-    _, parity = handover.export(copied, "merged", precision=precision)
+    for _ in range(2):  # the second takes the place of the first
+        folder, parity = handover.export(copied, "merged", precision=precision)
     assert not parity.passed
     assert json.loads(copied.parity.read_text(encoding="utf-8"))[0]["passed"] is False
+    assert folder == copied.path / "merged.failed"
+    assert sorted(path.name for path in copied.path.glob("merged*")) == ["merged", "merged.failed"]
+    assert (copied.path / "merged" / "model.safetensors").read_bytes() == good
+    if precision == "fp32":
+        assert parity.differs.startswith("model.layers.0.self_attn.q_proj is the first layer that differs")
+    assert re.search(r"furthest apart at token \d+ of \d+ of .*eval.jsonl:[12]", parity.differs)
+    with pytest.raises(ParityError, match=r"does not answer as the trained model does: .*mean_kl is .* and may be no more than") as refused:
+        handover.require(folder, parity)
+    assert refused.value.exit_code == 4
 
 
 def test_a_merge_without_the_adapter_does_not_pass(copied: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     from luthier.models import load
 
-    def only_the_base(engine: opening.Engine, folder: Path, precision: str) -> Path:
+    def only_the_base(engine: opening.Engine, folder: Path, precision: str, shard_bytes: int) -> Path:
         base = load.load_model(Path(load_config(copied.config).settings.model), "fp32", "cpu")
         base.save_pretrained(folder)
         engine.tokenizer.save_pretrained(folder)
@@ -86,10 +106,12 @@ def test_the_adapter_is_exported_in_pefts_format(copied: RunFolder, tmp_path: Pa
     folder, parity = handover.export(copied, "adapter", folder=tmp_path / "adapter")
     assert sorted(path.name for path in folder.iterdir()) == [
         "NOTICE",
+        "SERVE.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "chat_template.jinja",
         "luthier.json",
+        "parity.json",
         "tokenizer.json",
         "tokenizer_config.json",
     ]
@@ -140,7 +162,10 @@ def test_an_export_that_breaks_off_keeps_the_earlier_one(copied: RunFolder, monk
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize(("to", "precision", "said"), [("gguf", "bf16", "no such export: gguf"), ("merged", "int4", "no such number format: int4")])
+@pytest.mark.parametrize(
+    ("to", "precision", "said"),
+    [("onnx", "bf16", "no such export: onnx"), ("merged", "int4", "no such number format: int4"), ("adapter", "fp16", "has one number format")],
+)
 def test_what_cannot_be_written_is_a_wrong_call(to: str, precision: str, said: str, copied: RunFolder) -> None:
     with pytest.raises(CallError, match=said):
         handover.export(copied, to, precision=precision)

@@ -74,7 +74,7 @@ def test_the_training_script_is_short_and_shows_the_four_calls(tmp_path: Path) -
 def test_every_setting_stands_there_with_its_default(tmp_path: Path) -> None:
     (tmp_path / "luthier.yaml").write_text(uncommented(settings_file()), encoding="utf-8")
     config = load_config(tmp_path / "luthier.yaml")
-    sections = {"data", "tokenizer", "checks", "plan", "lora", "training", "evaluation"}
+    sections = {"data", "tokenizer", "checks", "plan", "lora", "training", "evaluation", "launch"}
     # max_steps: null is read as not given, as Transformers' -1 is.
     shown = {name for name in all_settings() if name.partition(".")[0] not in OF_OTHERS}
     assert set(config.given) == shown - sections - OF_OTHER_SCHEDULES - {"training.max_steps"}

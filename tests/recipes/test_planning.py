@@ -147,6 +147,8 @@ def test_an_adapter_that_goes_on_decides_its_rank_in_the_plan_too(write: Write) 
     plan = make_plan(write(ROWS, *AUTO, f"init_from={run.path}", name="later"))
     assert plan.settings.lora.numbers == (4, 8.0, 0.0)
     assert not {"lora.r", "lora.lora_alpha", "lora.lora_dropout"} & {choice.name for choice in plan.resolved}
+    with pytest.raises(ConfigError, match=r"lora\.r is 9 and the adapter in .* was made with 4"):
+        make_plan(write(ROWS, *AUTO, "lora.r=9", f"init_from={run.path}", name="wider"))
 
 
 def test_the_settings_say_which_run_it_is_and_the_run_takes_them(write: Write) -> None:

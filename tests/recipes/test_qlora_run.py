@@ -74,14 +74,15 @@ def test_it_learns_with_evaluations_in_between_answers_and_is_merged_exactly(kin
 def test_onto_the_original_base_it_is_another_model_and_that_is_measured(kind: str, write: Write) -> None:
     run = train(write, kind=kind)
     _, exact = handover.export(run, "merged", precision="fp32")
-    _, other = handover.export(run, "merged", precision="fp32", onto="original")
+    folder, other = handover.export(run, "merged", precision="fp32", onto="original")
     assert other.mean_kl > 100 * max(exact.mean_kl, 1e-12)
     assert other.threshold == {"mean_kl": 0.1}
     assert other.passed is (other.mean_kl <= 0.1)
     (stored,) = json.loads(run.parity.read_text(encoding="utf-8"))
     assert stored["onto"] == "original"
     # The model on the disk is the base with the adapter's own sum, not with the quantized base's.
-    model = opening.open_model(str(run.path / "merged"), Silent(), "fp32").model
+    assert folder.name == ("merged" if other.passed else "merged.failed")
+    model = opening.open_model(str(folder), Silent(), "fp32").model
     assert torch.allclose(logits(model), logits(opening.open_for_merging(run, Silent(), "original").model), atol=1e-3)
 
 
@@ -89,7 +90,7 @@ def test_a_merged_model_in_bf16_is_rounded_once(write: Write) -> None:
     run = train(write)
     folder, parity = handover.export(run, "merged")
     assert parity.passed
-    assert parity.threshold == {"mean_kl": 1e-2}
+    assert parity.threshold == {"mean_kl": 1e-3}
     whole = opening.open_for_merging(run, Silent()).model.merge_and_unload()
     stored = opening.open_model(str(folder), Silent(), "bf16").model
     for name, weight in stored.named_parameters():

@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 from luthier.cli.app import _build
 from luthier.data import ledger
-from luthier.diagnose.comparison import BLOCKS, sparkline
+from luthier.diagnose.comparison import sparklines
+from luthier.diagnose.curves import BLOCKS, Series
+from luthier.diagnose.run_charts import Figure
 from luthier.errors import CallError
 from luthier.recipes.comparing import compare
 from luthier.records import Metric, Sample, Scorecard, Source, StepReport
@@ -86,11 +88,15 @@ def test_curves_lie_over_each_other_a_line_a_run(runs: tuple[RunFolder, RunFolde
 
 
 def test_a_sparkline_falls_where_the_curve_falls() -> None:
-    line = sparkline([(float(x), 10.0 - x) for x in range(11)], 0, 10, 10)
-    assert (line[0], line[-1]) == (BLOCKS[-1], BLOCKS[0])
-    heights = [BLOCKS.index(mark) for mark in line if mark != " "]
+    falling = Series("one", [(float(x), 10.0 - x) for x in range(11)], "line0")
+    flat = Series("two", [(0.0, 10.0)], "line1")
+    (name, line), (_, other) = sparklines(Figure("loss", "Loss", "", (falling, flat)))
+    marks, _, said = line.partition("  1")
+    assert (name, said) == ("one", "0 to 0")
+    assert (marks[0], marks[-1]) == (BLOCKS[-1], BLOCKS[0])
+    heights = [BLOCKS.index(mark) for mark in marks if mark != " "]
     assert heights == sorted(heights, reverse=True)
-    assert sparkline([(1.0, 3.0)], 3.0, 3.0, 1.0).strip() == BLOCKS[0]
+    assert other == f"{BLOCKS[-1]}  10 to 10", "all lines are on one scale"
 
 
 def test_one_run_alone_or_twice_is_refused(runs: tuple[RunFolder, RunFolder]) -> None:

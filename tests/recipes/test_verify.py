@@ -15,7 +15,6 @@ from luthier.config.load import load_config
 from luthier.data import tokenize
 from luthier.data.tokenize import prompt_ids
 from luthier.engine import Engine, lanes, lora, opening, optimizers, update
-from luthier.engine import engine as engine_module
 from luthier.engine.masters import Masters
 from luthier.errors import CallError, ConfigError
 from luthier.export import merged
@@ -135,7 +134,7 @@ def mean_of_means(patch: pytest.MonkeyPatch) -> None:
 
 def two_lanes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lanes, "usual_count", lambda device: 2)
-    patch.setattr(engine_module, "LANES_SHARE", 1.0)  # an adapter is much beside so small a model
+    patch.setattr(lanes, "TRAINED_SHARE", 1.0)  # an adapter is much beside so small a model
 
 
 def second_lane_dropped(patch: pytest.MonkeyPatch) -> None:
@@ -170,11 +169,11 @@ def moments_not_restored(patch: pytest.MonkeyPatch) -> None:
 def scale_forgotten(patch: pytest.MonkeyPatch) -> None:
     write = merged.write_merged
 
-    def unscaled(engine: Engine, folder: Path, precision: str) -> Path:
+    def unscaled(engine: Engine, folder: Path, *how: Any) -> Path:
         for module in engine.model.modules():
             if isinstance(getattr(module, "scaling", None), dict):
                 module.scaling = dict.fromkeys(module.scaling, 1.0)
-        return write(engine, folder, precision)
+        return write(engine, folder, *how)
 
     patch.setattr(merged, "write_merged", unscaled)
 

@@ -1,6 +1,5 @@
 """A real server on 127.0.0.1 over the tiny model, with adapters that change what it says."""
 
-import socket
 import threading
 import time
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import uvicorn
 from luthier.engine import Engine
 from luthier.models import load
 from luthier.recipes import serving
+from luthier.serve import listening
 from luthier.serve.doors import Doors
 from luthier.serve.keys import Keys
 
@@ -31,15 +31,14 @@ class Running:
 
 
 def listen(app: Doors, registry_folder: Path) -> tuple[Running, threading.Thread]:
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=10))
-    thread = threading.Thread(target=server.run, args=([listening],))
+    open_socket = listening.listen("127.0.0.1", 0)
+    server = listening.server(app)
+    thread = threading.Thread(target=server.run, args=([open_socket],))
     thread.start()
     latest = time.monotonic() + 60
     while not server.started and time.monotonic() < latest:
         time.sleep(0.01)
-    return Running(f"http://127.0.0.1:{listening.getsockname()[1]}", app, server, registry_folder), thread
+    return Running(f"http://127.0.0.1:{open_socket.getsockname()[1]}", app, server, registry_folder), thread
 
 
 def application(tiny_model: Path, adapters: Path, keys: Keys | None = None, **wanted: Any) -> Doors:

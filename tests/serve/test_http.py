@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import shutil
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,6 +36,21 @@ def alone(tiny_model: Path, folder: Path | None, asked: dict[str, Any]) -> str:
     engine = Engine((stored.load_adapter(model, folder, trainable=False) if folder else model).eval(), load.load_tokenizer(tiny_model))
     turns = [Turn(one["role"], one["content"]) for one in asked["messages"]]
     return "".join(engine.stream(turns, max_new_tokens=asked["max_tokens"]))
+
+
+def test_an_adapter_whose_files_are_just_being_replaced_is_waited_for(running: Running, tiny_model: Path, adapters: Path) -> None:
+    """One file after the other: between them config and weights belong to two adapters."""
+    folder = shutil.copytree(adapters / "prefix", running.registry_folder / "replaced")
+    shutil.copyfile(adapters / "lora" / stored.WEIGHTS, folder / stored.WEIGHTS)
+    later = threading.Timer(0.3, shutil.copyfile, (adapters / "prefix" / stored.WEIGHTS, folder / stored.WEIGHTS))
+    later.start()
+    with running.client() as client:
+        answer = client.post("/v1/chat/completions", json={"model": "replaced", **ASK})
+        later.join()
+        client.post("/v1/unload_lora_adapter", json={"lora_name": "replaced"})
+    shutil.rmtree(folder)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["message"]["content"] == alone(tiny_model, adapters / "prefix", ASK)
 
 
 def test_each_adapter_answers_as_it_does_alone_all_at_once(running: Running, tiny_model: Path, adapters: Path, official: openai.OpenAI) -> None:
@@ -133,6 +150,7 @@ def test_an_unknown_model_is_never_the_base(client: httpx.Client, name: str) -> 
         (b'{"model": "base", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', 400, "text"),
         (b'{"model": "base", "messages": [{"role": "user", "content": "x"}], "tempreature": 1}', 400, "tempreature"),
         (b'{"model": "base", "messages": [{"role": "user", "content": "x"}], "n": 1000}', 400, "n"),
+        (b'{"model": "base", "messages": [{"role": "user", "content": "x"}], "repetition_penalty": 5e-324}', 400, "repetition_penalty"),
         (b'{"model": "base", "messages": [{"role": "user", "content": "x"}], "top_p": 0}', 400, "top_p"),
         (b'{"model": "base", "messages": [{"role": "user", "content": "x"}], "stop": [""]}', 400, "stop"),
         (b'{"model": "base", "messages": [{"role": "user", "content": "x"}], "logit_bias": {"9999999": 1}}', 400, "logit_bias"),
@@ -183,7 +201,7 @@ def test_a_client_that_goes_away_frees_its_slot_at_once(running: Running, stream
 
 
 def test_too_many_requests_are_told_to_come_again(running: Running, client: httpx.Client) -> None:
-    long = {"model": "base", **ASK, "max_tokens": 400, "n": 8, "logit_bias": {"2": -100, "0": -100}}
+    long = {"model": "base", **ASK, "max_tokens": 80, "n": 8, "logit_bias": {"2": -100, "0": -100}}
 
     def ask(_: int) -> httpx.Response:
         with running.client() as own:
@@ -196,6 +214,24 @@ def test_too_many_requests_are_told_to_come_again(running: Running, client: http
     refused = next(one for one in found if one.status_code == 503)
     assert refused.headers["retry-after"] == "1"
     assert client.post("/v1/chat/completions", json={"model": "base", **ASK}).status_code == 200
+
+
+def test_what_the_memory_has_no_room_for_is_refused_and_the_rest_waits_for_its_turn(tiny_model: Path, adapters: Path) -> None:
+    place_bytes = 2 * 2 * 2 * 16 * 4  # layers, keys and values, heads, width, fp32
+    found, thread = listen(application(tiny_model, adapters, slots=4, queue=16, kept_bytes=300 * place_bytes), adapters)
+    fitting = {"model": "base", **ASK, "max_tokens": 24}
+    long = {**fitting, "messages": [{"role": "user", "content": "street " * 290}]}
+    with found.client() as client:
+        early = client.post("/v1/chat/completions", json=long)  # while the first forward still runs
+        refused = client.post("/v1/chat/completions", json=long)
+        with ThreadPoolExecutor(6) as pool:
+            answers = list(pool.map(lambda _: client.post("/v1/chat/completions", json=fitting), range(6)))
+    found.server.should_exit = True
+    thread.join(timeout=30)
+    assert [early.status_code, refused.status_code] == [400, 400]
+    assert "the memory of this server 300" in refused.json()["error"]["message"]
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.json()["choices"][0]["message"]["content"] for answer in answers} == {alone(tiny_model, None, fitting)}
 
 
 def test_an_adapter_is_loaded_again_when_it_changes_and_unloaded_by_name(running: Running, tiny_model: Path, client: httpx.Client) -> None:
@@ -217,7 +253,8 @@ def test_an_adapter_is_loaded_again_when_it_changes_and_unloaded_by_name(running
     assert client.post("/v1/load_lora_adapter", json={"lora_name": "changing"}).status_code == 200
     assert said().json()["choices"][0]["message"]["content"] == second
     (folder / stored.WEIGHTS).write_bytes(b"broken")
-    broken = said()
+    assert said().json()["choices"][0]["message"]["content"] == second
+    broken = client.post("/v1/load_lora_adapter", json={"lora_name": "changing"})
     assert broken.status_code == 422
     assert str(folder) not in broken.text
     assert client.post("/v1/load_lora_adapter", json={"lora_name": "../x"}).status_code == 404

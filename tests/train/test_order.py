@@ -34,6 +34,15 @@ def test_epochs_differ_and_so_do_seeds_but_the_same_seed_is_the_same_order() -> 
     assert order.epoch_order(50, 7, 2) == order.epoch_order(50, 7, 2)
 
 
+def test_rows_that_stand_together_stay_so_and_every_row_comes_once() -> None:
+    shuffled = order.epoch_order(11, 3, 0, 4)
+    assert sorted(shuffled) == list(range(11))
+    blocks = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    assert all(shuffled[shuffled.index(block[0]) :][: len(block)] == block for block in blocks)
+    assert len({tuple(order.epoch_order(40, seed, 0, 4)) for seed in range(5)}) == 5
+    assert order.epoch_order(50, 7, 2, 1) == order.epoch_order(50, 7, 2)
+
+
 def test_more_rows_in_an_update_than_there_are_begin_the_next_epoch() -> None:
     epochs = [order.epoch_order(3, 0, epoch) for epoch in range(3)]
     assert order.update_rows(3, 8, 0, 0, 8) == epochs[0] + epochs[1] + epochs[2][:2]

@@ -7,7 +7,7 @@ import typer
 
 from luthier.cli.loading import heavy_imports
 from luthier.cli.terminal import Terminal, print_json, short
-from luthier.errors import LuthierError, VerificationFailed
+from luthier.errors import ParityError, VerificationFailed
 
 if TYPE_CHECKING:
     from luthier.recipes.demo import Outcome
@@ -35,7 +35,7 @@ def demo(
     else:
         _show(terminal, outcome)
     if not outcome.parity.passed:
-        raise LuthierError(
+        raise ParityError(
             "the merged model does not answer as the trained one does", where=str(run.parity), next_step=f"luthier export {run.path} --precision fp32"
         )
     if not outcome.verdict.passed:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from luthier import run_folder
+from luthier.cli.endpoint import Concurrency, InputPrice, KeyEnv, OutputPrice, RequestsPerMinute, TimeoutSeconds
 from luthier.cli.loading import heavy_imports
 from luthier.cli.terminal import Terminal, harmless, print_json
 from luthier.errors import CallError
@@ -36,13 +37,13 @@ def judge(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer of the model in tokens (default: the run's; 512 for --questions).")
     ] = None,
-    key_env: Annotated[str | None, typer.Option(help="Name of the environment variable that holds the judge's key.")] = None,
+    key_env: KeyEnv = None,
     max_tokens: Annotated[int, typer.Option(min=16, help="Most tokens of one reply of the judge.")] = 1024,
-    requests_per_minute: Annotated[float | None, typer.Option(min=0.01, help="No more requests than this.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Requests that are open at once.")] = 4,
-    timeout_s: Annotated[float, typer.Option(min=1, help="Seconds to wait for one reply.")] = 120,
-    price_per_million_input: Annotated[float | None, typer.Option(min=0, help="Price of a million tokens that are sent.")] = None,
-    price_per_million_output: Annotated[float | None, typer.Option(min=0, help="Price of a million tokens that are made.")] = None,
+    requests_per_minute: RequestsPerMinute = None,
+    concurrency: Concurrency = 4,
+    timeout_s: TimeoutSeconds = 120,
+    price_per_million_input: InputPrice = None,
+    price_per_million_output: OutputPrice = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before a dear judging.")] = False,
     rater: Annotated[str | None, typer.Option(help="Who rates here (default: your user name).")] = None,
     export: Annotated[Path | None, typer.Option(help="Write the pairs as a CSV table for raters elsewhere.")] = None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from luthier.cli.endpoint import Concurrency, InputPrice, KeyEnv, OutputPrice, RequestsPerMinute, TimeoutSeconds
 from luthier.cli.terminal import Terminal, print_json
 from luthier.errors import CallError
 
@@ -32,15 +33,15 @@ def synth(
     to: Annotated[Path, typer.Option(help="The .jsonl file to make. The same call goes on with it.")],
     rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows it should have.")] = 500,
     how: Annotated[str, typer.Option(help="From seeds: bootstrap (new questions like them) or evolve (harder ones out of them).")] = "bootstrap",
-    key_env: Annotated[str | None, typer.Option(help="Name of the environment variable that holds the key. It is never printed or stored.")] = None,
+    key_env: KeyEnv = None,
     max_tokens: Annotated[int, typer.Option(min=16, help="Most tokens of one answer.")] = 512,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="Sent where given; else the server's own.")] = None,
-    requests_per_minute: Annotated[float | None, typer.Option(min=0.01, help="No more requests than this.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Requests that are open at once.")] = 4,
-    timeout_s: Annotated[float, typer.Option(min=1, help="Seconds to wait for one answer.")] = 120,
+    requests_per_minute: RequestsPerMinute = None,
+    concurrency: Concurrency = 4,
+    timeout_s: TimeoutSeconds = 120,
     seed: Seed = 0,
-    price_per_million_input: Annotated[float | None, typer.Option(min=0, help="Price of a million tokens that are sent.")] = None,
-    price_per_million_output: Annotated[float | None, typer.Option(min=0, help="Price of a million tokens that are made.")] = None,
+    price_per_million_input: InputPrice = None,
+    price_per_million_output: OutputPrice = None,
     as_json: Json = False,
 ) -> None:
     """Make rows with a model: from seed rows, or from documents. What is answered is kept; the same call goes on after a stop.

@@ -7,12 +7,13 @@ import typer
 
 from luthier.cli.sweeping import print_proposal
 from luthier.cli.terminal import Terminal, print_json
+from luthier.errors import CallError
 from luthier.plan import in_words
 
 if TYPE_CHECKING:
     from luthier.plan.choose import Plan
     from luthier.plan.levers import Neighbor
-    from luthier.recipes.planning import Overview
+    from luthier.recipes.planning import Overview, Simulation
 
 # Letters of the longest bar.
 BAR = 40
@@ -23,6 +24,8 @@ def plan(
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings to replace: section.name=value ...")] = None,
     prices: Annotated[Path | None, typer.Option(help="A file with what an hour of a device costs you (default: the one that is shipped).")] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Print a small search around this plan instead, as a file for luthier sweep.")] = False,
+    devices: Annotated[str, typer.Option(help="Show the run on other numbers of devices instead, from arithmetic alone: 1,8,64.")] = "",
+    device: Annotated[str, typer.Option(help="For --devices: their kind, a name such as h100 (default: this machine's).")] = "this",
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """What a run would do and cost here: whether to tune and how, every auto with its reason and source, memory, time and money.
@@ -39,11 +42,47 @@ def plan(
     if sweep:
         print_proposal(planning.make_plan(loaded, terminal), config, overrides or [], as_json)
         return
+    if devices:
+        simulation = planning.on_more_devices(loaded, _counts(devices), device, terminal)
+        if as_json:
+            print_json(simulation.as_json())
+        else:
+            _show_scaling(terminal, simulation)
+        return
     found = planning.overview(loaded, terminal, prices)
     if as_json:
         print_json(found.as_json())
         return
     _show(terminal, found, found.decision.command(config, overrides or [], loaded.given))
+
+
+def _counts(text: str) -> list[int]:
+    """Numbers of devices, as 1,8,64 gives them. Raises CallError for another text."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and 1 <= int(part) <= 1_000_000 for part in parts):
+        raise CallError(f"{text!r} is no list of numbers of devices", where="--devices", next_step="--devices 1,8,64,512")
+    return [int(part) for part in parts]
+
+
+def _show_scaling(terminal: Terminal, found: "Simulation") -> None:
+    rows = [
+        [
+            f"{one.devices:,}",
+            f"{one.hosts:,}",
+            one.wrapping,
+            f"{'' if one.fits else 'no: '}{in_words.size(one.needs_bytes)}",
+            in_words.size(one.sent_bytes),
+            f"{one.update_seconds:.3g} s",
+            f"{one.speedup:.1f}x",
+            f"{one.efficiency:.0%}",
+            in_words.duration(one.seconds),
+        ]
+        for one in found.scaled
+    ]
+    columns = ["devices", "hosts", "wrapping", "memory of each", "each sends", "an update", "faster", "efficiency", "the run"]
+    terminal.table(columns, rows, title=f"the run on more devices like {found.device} (arithmetic, not measured)")
+    for one in found.assumptions:
+        terminal.say(f"assumed: {one}")
 
 
 def _show(terminal: Terminal, found: "Overview", way_to_take_it: str) -> None:
@@ -55,6 +94,8 @@ def _show(terminal: Terminal, found: "Overview", way_to_take_it: str) -> None:
     terminal.say("")
     terminal.table(["setting", "value", "usual", "why", "source"], _settings(found))
     terminal.say(f"\nupdates: {plan.updates:,} of {plan.settings.training.batch_size} examples")
+    for line in plan.device_lines:
+        terminal.say(line)
     _show_memory(terminal, plan)
     terminal.say("")
     title = "what fits where, on a GPU in bf16, by its memory (estimates)"

@@ -22,6 +22,8 @@ def sweep(
     space: Annotated[Path | None, typer.Option(help="A file that says what to try (default: what luthier plan CONFIG --sweep proposes).")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Runs in all.")] = None,
     metric: Annotated[str | None, typer.Option(help="The held-out number that counts (default: loss).")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Run the trials at once, on this machine or the Ray cluster that it belongs to.")] = False,
+    cpus: Annotated[int, typer.Option(min=1, help="With --ray: processors of a trial.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Search settings: runs of the same rows, each with other values; the first is the file as it stands. Poor ones are given up early.
@@ -38,13 +40,14 @@ def sweep(
     search, places = load_search(space) if space else (None, {})
     with heavy_imports():
         from luthier.recipes import sweep as recipe
+        from luthier.recipes import sweep_on_ray
 
     if loaded is None:
         begun = recipe.reopen(config, trials)
     else:
         begun = recipe.begin(loaded, overrides or [], terminal, search=search, trials=trials, metric=metric, places=places)
     terminal.say(f"search: {begun.path}")
-    ended = recipe.run(begun, terminal)
+    ended = sweep_on_ray.run(begun, terminal, cpus=cpus) if ray else recipe.run(begun, terminal)
     if as_json:
         print_json({"sweep": str(ended.path), "best": ended.best, "trials": ended.trials})
 

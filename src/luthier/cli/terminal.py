@@ -99,6 +99,7 @@ class Terminal:
             self.say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
     def scorecard(self, scorecard: Scorecard) -> None:
+        from luthier.config import metric_names
         from luthier.evaluate.metrics import difference_in_words, in_words
 
         names = list(dict.fromkeys(name for metrics in scorecard.models.values() for name in metrics))
@@ -109,11 +110,12 @@ class Terminal:
         rows = [
             [model, *cells(metrics), str(max((metric.n for metric in metrics.values()), default=0))] for model, metrics in scorecard.models.items()
         ]
-        self.table(["model", *names, "rows"], rows, title="mean over held-out rows (95 % interval)")
+        titles = [metric_names.shown(name) for name in names]
+        self.table(["model", *titles, "rows"], rows, title="mean over held-out rows (95 % interval)")
         if scorecard.differences:
             first = next(iter(scorecard.models))
             rows = [[model, *cells(metrics, difference_in_words)] for model, metrics in scorecard.differences.items()]
-            self.table(["model", *names], rows, title=f"less {first}, row by row (95 % interval; points of percent where it is a share)")
+            self.table(["model", *titles], rows, title=f"less {first}, row by row (95 % interval; points of percent where it is a share)")
         shown = {model: cost for model, cost in scorecard.costs.items() if cost["price_per_answer"] is not None or len(scorecard.costs) > 3}
         for model, cost in shown.items():
             price = "" if cost["price_per_answer"] is None else f", price {cost['price_per_answer']:.3g}"

@@ -11,11 +11,11 @@ from rich.text import Text
 
 from luthier import run_folder
 from luthier.cli.terminal import Terminal, harmless, numbers_table
+from luthier.diagnose.curves import blocks
 from luthier.errors import CallError
 from luthier.recipes import watching
 from luthier.recipes.watching import State
 
-BLOCKS = "▁▂▃▄▅▆▇█"
 CURVE_COLUMNS = 60
 SAID = {
     # how it stands   what is said of it
@@ -83,7 +83,6 @@ def sparkline(values: list[float], columns: int = CURVE_COLUMNS) -> str:
     if len(values) < 2:
         return ""
     edges = [place * len(values) // min(columns, len(values)) for place in range(min(columns, len(values)) + 1)]
-    means = [sum(values[start:end]) / (end - start) for start, end in itertools.pairwise(edges)]
-    low, high = min(means), max(means)
-    blocks = (BLOCKS[round((mean - low) / ((high - low) or 1.0) * (len(BLOCKS) - 1))] for mean in means)
-    return f"{''.join(blocks)}  {low:.3g} to {high:.3g}"
+    parts = [values[start:end] for start, end in itertools.pairwise(edges)]
+    means = [sum(part) / len(part) for part in parts]
+    return f"{blocks(parts, min(means), max(means))}  {min(means):.3g} to {max(means):.3g}"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -14,7 +14,7 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from luthier.config import lora_rules, names, preference, training_rules
+from luthier.config import launch_rules, lora_rules, names, preference, training_rules
 from luthier.config.data import SourceSettings
 from luthier.config.methods import BLOCKS, METHODS
 from luthier.config.settings import Settings
@@ -171,7 +171,7 @@ def _understand(tree: dict[str, Any], places: dict[str, str], notes: list[str]) 
         return tree
     _check_evaluation_steps(training, places)
     _unpack_schedule(training, places, notes)
-    _multiply_batch(training, places, notes)
+    _multiply_batch(tree, training, places, notes)
     if training.get("fp16") is True and training.get("bf16") is False:
         del training["bf16"], places["training.bf16"]  # by itself it asks for fp32
     for name in [name for name in training if name in names.MOVES]:
@@ -209,7 +209,7 @@ def _unpack_schedule(training: dict[str, Any], places: dict[str, str], notes: li
         notes.append(f"{name} -> training.{key}: {value}")
 
 
-def _multiply_batch(training: dict[str, Any], places: dict[str, str], notes: list[str]) -> None:
+def _multiply_batch(tree: dict[str, Any], training: dict[str, Any], places: dict[str, str], notes: list[str]) -> None:
     given = [name for name in names.BATCH if name in training]
     if not given:
         return
@@ -225,13 +225,24 @@ def _multiply_batch(training: dict[str, Any], places: dict[str, str], notes: lis
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"{name} is {value!r}; a whole number from 1 is needed", where=where, next_step=f"{name}: 4")
     per_device, accumulation = factors.values()
-    training["batch_size"] = per_device * accumulation
+    devices = _devices_of_batch(tree, where)
+    training["batch_size"] = per_device * accumulation * devices
     places["training.batch_size"] = where
     for name in names.BATCH:
         places.pop(f"training.{name}", None)
     default = "" if "per_device_train_batch_size" in given else " (Transformers' default)"
-    cut = f"{per_device} per device{default} x {accumulation} accumulated x 1 device"
+    cut = f"{per_device} per device{default} x {accumulation} accumulated x {devices} device{'s' * (devices > 1)}"
     notes.append(f"training.batch_size: {training['batch_size']} examples per update = {cut}")
+
+
+def _devices_of_batch(tree: dict[str, Any], where: str) -> int:
+    """By how many devices a batch of one device is multiplied. Raises ConfigError where that is known only when the run starts."""
+    devices, nodes = tree.get("devices", 1), tree.get("nodes", 1)
+    if devices == "auto" or (isinstance(nodes, str) and ":" in nodes):
+        problem = "a batch of each device, and how many devices there are is known only when the run starts: the result would depend on it"
+        raise ConfigError(problem, where=where, next_step="training.batch_size: 32 (examples per update, over all devices)")
+    counts = [number for number in (devices, nodes) if isinstance(number, int) and not isinstance(number, bool) and number > 0]
+    return counts[0] * counts[1] if len(counts) == 2 else 1  # what is no number is refused when the tree is checked
 
 
 def _move(tree: dict[str, Any], training: dict[str, Any], name: str, places: dict[str, str], notes: list[str]) -> None:
@@ -337,8 +348,6 @@ def closest(key: str, known: list[str]) -> str:
 
 def _nearest(name: str) -> str:
     """The known name most like `name`, looked for in its own section first, then everywhere."""
-    if name in names.NOT_IN_THIS_VERSION:
-        return names.NOT_IN_THIS_VERSION[name]
     known = list(all_settings())
     pasted = [*names.MOVES, *names.BATCH]
     if name in known:
@@ -375,9 +384,9 @@ def _is_section(name: str) -> bool:
 
 
 def _takes_map(name: str) -> bool:
-    """Whether a setting is a map of its own (data.columns) rather than a section of settings."""
+    """Whether a setting is a map of its own (data.columns, device_map) rather than a section of settings."""
     field = setting_field(name)
-    return field is not None and get_origin(field.annotation) is dict
+    return field is not None and dict in {get_origin(kind) for kind in (field.annotation, *get_args(field.annotation))}
 
 
 def setting_field(name: str) -> Any:
@@ -432,7 +441,11 @@ def _check_together(settings: Settings, places: Mapping[str, str], file: Path) -
             "a shared prefix has one dropout mask for all rows, so nothing is shared beside lora_dropout",
             "take one of the two out",
         )
-    for name, problem, next_step in [*training_rules.clashes(settings, places), *lora_rules.clashes(settings, places)]:
+    for name, problem, next_step in [
+        *training_rules.clashes(settings, places),
+        *lora_rules.clashes(settings, places),
+        *launch_rules.clashes(settings, places),
+    ]:
         refuse(name, problem, next_step)
     if settings.data.eval is None and settings.evaluation.every_steps:
         refuse("evaluation.every_steps", "every_steps has no effect with data.eval: null", "set data.eval: 5%, or take every_steps out")

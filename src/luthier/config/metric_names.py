@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Collection
+from pathlib import PurePath
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -79,6 +80,11 @@ def with_file(name: str, place: Callable[[str], str]) -> str:
     file, _, function = name.rpartition(":")
     moved = f"{place(file)}:{function}" if OWN.fullmatch(name) and file.endswith(".py") else name
     return moved if OWN.fullmatch(moved) else name  # a folder with : or = in it cannot be written in a name
+
+
+def shown(name: str) -> str:
+    """The name as it is shown to others: of a file in it the name alone, without the folders of this machine."""
+    return with_file(name, lambda file: PurePath(file).name)
 
 
 MetricName = Annotated[str, Field(min_length=1, examples=sorted(NAMES)), AfterValidator(check)]

@@ -66,6 +66,18 @@ def _steps_or_none(value: Any) -> Any:
     return None if value == -1 else value
 
 
+def _wrapping(value: Any) -> Any:
+    """Transformers' fsdp: a text or list of words (full_shard auto_wrap), true or false."""
+    words = set(value.split() if isinstance(value, str) else value if isinstance(value, list) else [])
+    if value in (None, False, "", []):
+        return None
+    if "hybrid_shard" in words:
+        return "hsdp"
+    if value is True or "full_shard" in words:
+        return "fsdp"
+    raise Unusable(f"{value!r} is not here; nearest: wrapping: fsdp")
+
+
 def _absent(nearest: str) -> Callable[[Any], Any]:
     return _only((None, False), nearest)
 
@@ -117,7 +129,7 @@ def of_schedule(arguments: Any) -> dict[str, Any]:
     return settings
 
 
-PUSH = "a training run sends nothing anywhere; nearest: luthier export RUN, then hf upload"
+PUSH = "a training run sends nothing anywhere; nearest: luthier export RUN --to hub --repo NAME/MODEL"
 
 MOVES = {
     # TrainingArguments             becomes                     how its value is read
@@ -153,15 +165,12 @@ MOVES = {
     "hub_model_id": Move("", _absent(PUSH)),
     "hub_token": Move("", _absent(PUSH)),
     "hub_strategy": Move("", _absent(PUSH)),
-    "deepspeed": Move("", _absent("weights are not split over devices here; nearest: training.micro_batch_tokens: 1024 needs less memory")),
-    "fsdp": Move("", _absent("weights are not split over devices here; nearest: training.micro_batch_tokens: 1024 needs less memory")),
+    "deepspeed": Move("", _absent("DeepSpeed is not used here; nearest: wrapping: fsdp (with devices: 2), which splits weights like its ZeRO-3")),
+    "fsdp": Move("wrapping", _wrapping),
+    "fsdp_config": Move("", _absent("blocks are split by themselves; nearest: wrapping: fsdp")),
     "resume_from_checkpoint": Move("", _absent("a stopped run goes on by a call; nearest: luthier train --resume RUN")),
     "run_name": Move("", _absent("a run is named by its model and the time; nearest: output_dir: runs/NAME")),
     "logging_dir": Move("", _absent("metrics.jsonl lies in the run folder; nearest: output_dir: runs/NAME")),
-}
-# Settings of other versions or of the design that this one does not have, and what to do instead.
-NOT_IN_THIS_VERSION = {
-    "devices": "a run uses one device in this version; take the line out (device: auto chooses it)",
 }
 # Said to the user because the value itself is gone, not only its spelling.
 NO_EFFECT = {

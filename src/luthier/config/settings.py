@@ -19,6 +19,7 @@ from luthier.config.adapters import (
 from luthier.config.checks import CheckSettings
 from luthier.config.data import DataSettings
 from luthier.config.intent import PlanSettings
+from luthier.config.launch import Hosts, LaunchSettings
 from luthier.config.metric_names import MetricName
 from luthier.config.preference import Objective, PreferenceSettings
 from luthier.config.section import Auto, Section, Size, Text
@@ -84,6 +85,13 @@ class TrainingSettings(Section):
         "auto",
         description="compute activations again in the backward pass: selective (norms and MLPs) or full (whole blocks) need less memory and "
         "more time; auto: only where the run does not fit without; the result is the same",
+    )
+    rows_together: int = Field(
+        1,
+        ge=1,
+        le=1_000_000,
+        description="so many rows that follow each other in the data stay together when rows are shuffled: those that begin alike "
+        "(luthier data rag-mix writes them so) then meet in one update, and what they share is computed once",
     )
     share_prefixes: bool = Field(True, description="compute what rows of an update begin with once (exact; off: every row by itself)")
     side_by_side: bool = Field(
@@ -219,6 +227,21 @@ class Settings(Section):
         "started again); never: only where --resume says so",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
+    devices: Annotated[int, Field(ge=1, le=1024)] | Auto = Field(
+        1, description="devices of each host that train together, a process each; auto: every GPU of the host, and one process on a CPU"
+    )
+    nodes: Hosts = Field(1, description="hosts that train together, or MIN:MAX where some may come and go while it runs (docs/launch.md)")
+    wrapping: Literal["auto", "ddp", "fsdp", "hsdp"] = Field(
+        "auto",
+        description="how several devices share the weights: ddp, each has all of them; fsdp, each has a part; hsdp, the devices of a host have "
+        "a part each; auto: ddp where the weights fit one device, else fsdp, or hsdp on several hosts",
+    )
+    launch: LaunchSettings = LaunchSettings()
+    device_map: Literal["auto", "cpu"] | dict[str, str | int] | None = Field(
+        None,
+        description="where the parts of one model lie, for one process: auto (GPUs first, then memory, then disk), cpu, or "
+        "{name of a part: a GPU's number, cpu or disk}; null: all on `device`",
+    )
     max_memory: Size | None = Field(
         None, description="most memory that a run may take (3GB; the GPU's where one is used), one that needs more is not begun; null: the machine's"
     )

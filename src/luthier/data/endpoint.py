@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,6 +151,49 @@ class Endpoint:
             next_step="see that the server is up; the same command goes on from here, nothing that was answered is lost",
         )
 
+    def stream(self, question: Question) -> Iterator[str]:
+        """The answer to one question, piece by piece as it comes. It is asked once: a person who waits can ask again.
+
+        Raises Refused and LuthierError as `ask` does, and LuthierError where the answer breaks off.
+        """
+        try:
+            with self._opened(question, stream=True) as response:
+                for line in response:
+                    piece, ended = _piece(line)
+                    if ended:
+                        return
+                    if piece:
+                        yield piece
+        except _TryAgain as failure:
+            raise LuthierError(failure.what, where=self.url, next_step="see that the server is up, and ask again") from failure
+        except (http.client.HTTPException, OSError) as error:
+            problem = f"the answer broke off ({type(error).__name__})"
+            raise LuthierError(problem, where=self.url, next_step="see that the server is up, and ask again") from error
+        raise LuthierError("the answer broke off before its end", where=self.url, next_step="see the server's log, and ask again")
+
+    def models(self) -> dict[str, str | None]:
+        """The names that the server offers (GET /v1/models), each with the model that it stands on, where that is said.
+
+        Raises LuthierError where it does not list them.
+        """
+        address = self.url.removesuffix(PATH) + "/models"
+        request = urllib.request.Request(address, headers=self._headers("models"))
+        try:
+            with self._opener.open(request, timeout=self._timeout_s) as response:
+                return {str(one["id"]): one.get("parent") for one in json.loads(response.read(LARGEST_ANSWER_BYTES))["data"]}
+        except urllib.error.HTTPError as error:
+            with error:
+                failure = self._failure(error)
+            raise failure if isinstance(failure, LuthierError) else self._nothing_there(str(failure)) from error
+        except (http.client.HTTPException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = getattr(error, "reason", error)
+            raise self._nothing_there(f"does not list its models ({getattr(reason, 'strerror', None) or reason})") from error
+
+    def _nothing_there(self, problem: str) -> LuthierError:
+        return LuthierError(
+            problem, where=self.url, next_step="see that the server is up and the address is right; --model NAME asks without its list"
+        )
+
     def _check_pause(self, failure: _TryAgain) -> None:
         if failure.wait_s is not None and failure.wait_s > LONGEST_PAUSE_S:
             minutes = failure.wait_s / 60
@@ -160,11 +204,20 @@ class Endpoint:
             raise LuthierError("stopped before it was sent", where=self.url, next_step="the same command goes on from here")
 
     def _once(self, question: Question, number: int) -> Reply:
-        body = json.dumps({**question.settings, "messages": question.messages, "stream": False}).encode()
+        try:
+            with self._opened(question, stream=False) as response:
+                return _reply(response.read(LARGEST_ANSWER_BYTES + 1), number)
+        except TimeoutError as error:
+            raise _TryAgain(f"no answer within {self._timeout_s:.0f} seconds") from error
+        except (http.client.HTTPException, OSError) as error:
+            raise _TryAgain(f"the connection broke ({type(error).__name__})") from error
+
+    def _opened(self, question: Question, stream: bool) -> Any:
+        """The response to a question, its headers read."""
+        body = json.dumps({**question.settings, "messages": question.messages, "stream": stream}).encode()
         request = urllib.request.Request(self.url, data=body, headers=self._headers(question.id), method="POST")
         try:
-            with self._opener.open(request, timeout=self._timeout_s) as response:
-                return _reply(response.read(LARGEST_ANSWER_BYTES + 1), number)
+            return self._opener.open(request, timeout=self._timeout_s)
         except urllib.error.HTTPError as error:
             with error:
                 raise self._failure(error) from error
@@ -279,6 +332,24 @@ def _reply(body: bytes, tries: int) -> Reply:
         raise _TryAgain(f"the answer is no chat completion ({body[:80].decode('utf-8', 'replace')!r})") from error
     usage = answer.get("usage") or {}
     return Reply(text, choice.get("finish_reason") == "length", _count(usage, "prompt_tokens"), _count(usage, "completion_tokens"), tries)
+
+
+def _piece(line: bytes) -> tuple[str, bool]:
+    """What a line of a stream says, and whether it ends the answer. Raises _TryAgain for a fault that the server tells of."""
+    text = line.decode("utf-8", "replace").strip()
+    if not text.startswith("data:"):
+        return "", False
+    text = text.removeprefix("data:").strip()
+    if text == "[DONE]":
+        return "", True
+    try:
+        value = json.loads(text)
+        if "error" in value:
+            raise _TryAgain(f"broke off: {_message(text.encode())}")
+        choices = value["choices"]
+        return (choices[0]["delta"].get("content") or "") if choices else "", False
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise _TryAgain(f"the answer is no chat completion ({text[:80]!r})") from error
 
 
 def _count(usage: object, name: str) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from luthier import files
 from luthier.config.load import load_config
-from luthier.diagnose.curves import Point, Series, smooth
+from luthier.diagnose.curves import Point, Series, blocks, smooth
 from luthier.diagnose.page import page, section, table, text
 from luthier.diagnose.run_charts import Figure, charts_html, figures, steps_of
 from luthier.diagnose.scores import difference_in_words, flat, in_words, interval, metric_name, model_name
@@ -18,7 +18,6 @@ from luthier.version import VERSION
 
 # Lines of a page's style; more runs begin again with the first.
 STYLES = ("line0", "line1", "line2", "line3", "line4", "line5")
-BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKS = 40
 # Where a run was made says nothing of how.
 NOT_COMPARED = {"output_dir"}
@@ -135,14 +134,12 @@ def _compared(figure: Figure) -> list[tuple[Figure, list[Point]]]:
     return parts
 
 
-def sparkline(points: Sequence[Point], low: float, high: float, x_high: float) -> str:
+def _laid_out(points: Sequence[Point], low: float, high: float, x_high: float) -> str:
     """A curve as blocks, on a scale that several share: from `low` to `high`, and from 0 to `x_high` across."""
     columns: list[list[float]] = [[] for _ in range(SPARKS)]
     for x, y in points:
         columns[min(SPARKS - 1, int(SPARKS * x / x_high)) if x_high else 0].append(y)
-    spread = (high - low) or 1.0
-    marks = [BLOCKS[round((sum(ys) / len(ys) - low) / spread * (len(BLOCKS) - 1))] if ys else " " for ys in columns]
-    return "".join(marks).rstrip()
+    return blocks(columns, low, high).rstrip()
 
 
 def sparklines(figure: Figure) -> list[tuple[str, str]]:
@@ -150,7 +147,7 @@ def sparklines(figure: Figure) -> list[tuple[str, str]]:
     values = [y for one in figure.drawn for _, y in one.points]
     x_high = max((x for one in figure.drawn for x, _ in one.points), default=0.0)
     return [
-        (one.name, f"{sparkline(one.points, min(values), max(values), x_high)}  {one.points[0][1]:.4g} to {one.points[-1][1]:.4g}")
+        (one.name, f"{_laid_out(one.points, min(values), max(values), x_high)}  {one.points[0][1]:.4g} to {one.points[-1][1]:.4g}")
         for one in figure.drawn
     ]
 

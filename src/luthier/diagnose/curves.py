@@ -12,6 +12,7 @@ WIDTH, HEIGHT = 480, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 34
 # More points than this are finer than a screen.
 MOST_POINTS = 400
+BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,12 @@ def smooth(points: Sequence[Point], weight: float = 0.9) -> list[Point]:
         average = weight * average + (1 - weight) * y
         smoothed.append((x, average / (1 - weight**count)))
     return smoothed
+
+
+def blocks(columns: Sequence[Sequence[float]], low: float, high: float) -> str:
+    """A curve for a terminal: the mean of each column as a block between `low` and `high`, and a space where a column is empty."""
+    spread = (high - low) or 1.0
+    return "".join(BLOCKS[round((sum(values) / len(values) - low) / spread * (len(BLOCKS) - 1))] if values else " " for values in columns)
 
 
 def line_chart(title: str, description: str, series: Sequence[Series], x_label: str) -> str:

@@ -1,47 +1,28 @@
-"""The charts of a check as PNG files, for slides and papers. Needs matplotlib, which the extra `data` brings."""
+"""The charts of a check as PNG files."""
 
-import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from luthier import files
+from luthier.diagnose import plots
 from luthier.diagnose.bars import Chart, labeled, shortened
+from luthier.diagnose.plots import COLORS, Plot, plain
 
-COLORS = {"main": "#2f6f62", "second": "#b4622d", "faint": "#bcd5cf", "bad": "#a8322f"}
-WIDTH_INCHES, HEIGHT_INCHES, ROW_INCHES = 7.0, 3.6, 0.32
-DOTS_PER_INCH = 150
+ROW_INCHES = 0.32
 
 
 def write_plots(charts: list[Chart], folder: Path) -> list[Path]:
     """One PNG a chart, in `folder`. Raises ModuleNotFoundError where matplotlib is not installed."""
-    import matplotlib.figure  # noqa: F401  before any folder is made
-
-    files.make_folder(folder)
-    written = []
-    for chart in charts:
-        path = folder / f"{chart.name}.png"
-        files.write_bytes(path, _png(chart))
-        written.append(path)
-    return written
+    return plots.write([_plot(chart) for chart in charts], folder)
 
 
-def _png(chart: Chart) -> bytes:
-    from matplotlib.figure import Figure
-
-    tall = HEIGHT_INCHES if chart.kind == "columns" else 1.4 + ROW_INCHES * len(chart.bars)
-    figure: Any = Figure(figsize=(WIDTH_INCHES, tall), dpi=DOTS_PER_INCH, layout="constrained")
-    axes = figure.add_subplot()
-    # Names are the rows' own: a $ in them is no formula.
-    axes.set_title(chart.title.replace("$", r"\$"), fontsize=10, loc="left", wrap=True)
-    (_draw_columns if chart.kind == "columns" else _draw_rows)(axes, chart)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    return content.getvalue()
+def _plot(chart: Chart) -> Plot:
+    if chart.kind == "columns":
+        return Plot(chart.name, chart.title, partial(_draw_columns, chart))
+    return Plot(chart.name, chart.title, partial(_draw_rows, chart), height_inches=1.4 + ROW_INCHES * len(chart.bars))
 
 
-def _draw_columns(axes: Any, chart: Chart) -> None:
+def _draw_columns(chart: Chart, axes: Any) -> None:
     places = [place + 0.5 for place in range(len(chart.bars))]
     axes.bar(places, [bar.value for bar in chart.bars], width=0.94, color=[COLORS[bar.style] for bar in chart.bars])
     shown = list(labeled(len(chart.bars)))
@@ -52,8 +33,8 @@ def _draw_columns(axes: Any, chart: Chart) -> None:
         axes.legend(frameon=False, fontsize=8)
 
 
-def _draw_rows(axes: Any, chart: Chart) -> None:
-    names = [shortened(bar.name).replace("$", r"\$") for bar in chart.bars]
+def _draw_rows(chart: Chart, axes: Any) -> None:
+    names = [plain(shortened(bar.name)) for bar in chart.bars]
     drawn = axes.barh(range(len(names)), [bar.value for bar in chart.bars], color=[COLORS[bar.style] for bar in chart.bars])
     axes.bar_label(drawn, [f"{bar.value:,.6g}" for bar in chart.bars], padding=3, fontsize=8)
     axes.set_yticks(range(len(names)), names)

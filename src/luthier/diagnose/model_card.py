@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from luthier import files
-from luthier.config.metric_names import lower_is_better
+from luthier.config.metric_names import lower_is_better, shown
 from luthier.diagnose.finding import read_findings
 from luthier.diagnose.reproduce import reproduce
 from luthier.diagnose.run_charts import steps_of
@@ -102,7 +102,7 @@ def _hub(model: str) -> str:
 
 def _results(scorecard: Scorecard) -> list[dict[str, Any]]:
     tuned = scorecard.models.get("tuned", {})
-    measured = [{"type": name.partition("=")[0], "name": metric_name(name), "value": round(metric.value, 6)} for name, metric in tuned.items()]
+    measured = [{"type": shown(name.partition("=")[0]), "name": metric_name(name), "value": round(metric.value, 6)} for name, metric in tuned.items()]
     rows = {"name": "held-out rows", "type": "held-out-rows"}
     return [{"task": {"type": "text-generation"}, "dataset": rows, "metrics": measured}] if measured else []
 

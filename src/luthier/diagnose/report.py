@@ -12,6 +12,7 @@ from luthier.diagnose.judged import judged_html
 from luthier.diagnose.model_card import write_model_card
 from luthier.diagnose.page import folded, page, pre, raw_table, section, table, text, tiles
 from luthier.diagnose.reproduce import reproduce
+from luthier.diagnose.retrieval import retrieval_html
 from luthier.diagnose.run_charts import charts_html, drift_figures, figures, points, steps_of
 from luthier.diagnose.samples import samples_html
 from luthier.diagnose.scores import compare, flat, scorecard_html, words
@@ -183,13 +184,15 @@ def _foreseen(run: RunFolder, plan: dict[str, Any]) -> str:
 
 
 def _parity(run: RunFolder) -> str:
-    head = ["Artifact", "Run by", "Largest logit difference", "Mean KL (nats a token)", "Equal answers", "Allowed", "Result"]
+    head = ["Artifact", "Run by", "Largest logit difference", "Mean KL (nats a token)", "Same likeliest word", "Equal answers", "Metrics"]
     rows = []
     for row in run.read_parity():
-        result = "passed" if row["passed"] else '<span class="bad">failed</span>'
-        numbers = [f"{row['max_logit_difference']:.3g}", f"{row['mean_kl']:.3g}", f"{100 * row['greedy_agreement']:.1f} %"]
-        rows.append([text(row["artifact"]), text(row["engine"]), *numbers, text(words(row["threshold"])), result])
-    return raw_table(head, rows) if rows else ""
+        result = "passed" if row["passed"] else f'<span class="bad">failed</span> {text(row.get("differs", ""))}'
+        measured = [f"{row[name]:.3g}" if row[name] is not None else "not given" for name in ("max_logit_difference", "mean_kl")]
+        shares = [f"{100 * row[name]:.1f} %" if row.get(name) is not None else "" for name in ("top1_agreement", "greedy_agreement")]
+        scores = ", ".join(f"{name} {of['trained']:.3g} -> {of['artifact']:.3g}" for name, of in row.get("metrics", {}).items())
+        rows.append([text(row["artifact"]), text(row["engine"]), *measured, *shares, text(scores), text(words(row["threshold"])), result])
+    return raw_table([*head, "Allowed", "Result"], rows) if rows else ""
 
 
 def _verified(run: RunFolder) -> str:
@@ -242,6 +245,7 @@ SECTIONS: dict[str, Callable[[RunFolder], str]] = {
     # heading                    what makes it
     "Before and after": _before_and_after,
     "Further evaluations": _further,
+    "With documents": retrieval_html,
     "Judged": judged_html,
     "Findings": _findings,
     "How it learned": _learning,
@@ -257,4 +261,4 @@ SECTIONS: dict[str, Callable[[RunFolder], str]] = {
     "Environment": _environment,
 }
 # Where there is nothing of these, nobody asked for it.
-ONLY_WHERE_THERE_IS = {"Further evaluations", "Judged", "What it forgot", "Licenses", "How to do it again"}
+ONLY_WHERE_THERE_IS = {"Further evaluations", "With documents", "Judged", "What it forgot", "Licenses", "How to do it again"}

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from luthier.config.metric_names import PLAIN, kind_of, lower_is_better
+from luthier.config.metric_names import PLAIN, kind_of, lower_is_better, shown
 from luthier.config.metric_names import is_share as between_0_and_1
 from luthier.diagnose.page import raw_table, table, text
 from luthier.records import Metric, Scorecard
@@ -13,11 +13,14 @@ METRIC_NAMES = {"exact_match": "Exact match", "valid_json": "Valid JSON", "field
 
 
 def metric_name(name: str) -> str:
-    return METRIC_NAMES.get(name, name.replace("_", " "))
+    """A metric in words, without the folders of a file that its name holds."""
+    return METRIC_NAMES.get(name, shown(name).replace("_", " "))
 
 
 def model_name(name: str) -> str:
-    """A model of the scorecard in words: base_5shot is the base with five examples in its prompt."""
+    """A model of the scorecard in words: base_5shot is the base with five examples in its prompt, tuned_rag the tuned one with documents."""
+    if name.endswith("_rag"):
+        return f"{name.removesuffix('_rag')} + RAG"
     shots = re.fullmatch(r"base_(\d+)shot", name)
     return f"base with {shots[1]} examples in its prompt" if shots else name
 

@@ -8,8 +8,8 @@ from typing import Any
 from luthier import files
 from luthier.config.search import Range, Search
 from luthier.diagnose.curves import Series, line_chart
-from luthier.diagnose.data_plots import COLORS, DOTS_PER_INCH
 from luthier.diagnose.page import page, section, table, text, tiles
+from luthier.diagnose.plots import COLORS, DOTS_PER_INCH
 from luthier.records import Trial
 from luthier.version import VERSION
 

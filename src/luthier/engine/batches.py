@@ -215,6 +215,12 @@ def _best(examples: list[TokenizedExample]) -> _Trie:
     return best
 
 
+def beginnings(examples: list[TokenizedExample]) -> list[tuple[int, int]]:
+    """For each example which beginning it shares with others, as a number, and how many tokens that has; -1 and 0: none that would pay."""
+    trie = _best(examples)
+    return [(path[0], len(trie.parts[path[0]].inputs)) if path else (-1, 0) for path in trie.path]
+
+
 def _sharing(asked: bool, trie: _Trie) -> str:
     if not asked:
         return "none, as asked"

@@ -74,7 +74,7 @@ class ByRow:
         self._present: dict[str, RowAdapter] = {}
         self._set: tuple[str, ...] = ()
         self._sides: OrderedDict[tuple[str, ...], dict[str, _Side | None]] = OrderedDict()
-        self._scales_of: dict[tuple[Any, ...], Tensor] = {}
+        self._scales_of: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
     def use(self, of_tokens: Sequence[RowAdapter | None]) -> None:
         """The adapter of each token of the next forward; None: the base alone."""
@@ -89,6 +89,11 @@ class ByRow:
         self._sides.move_to_end(self._set)
         if len(self._sides) > KEPT_SETS:
             self._sides.popitem(last=False)
+
+    def rest(self) -> None:
+        """Between two forwards the base is the base alone: a prompt's virtual tokens are run through it when its adapter is read."""
+        self._of_tokens, self._present, self._set = [], {}, ()
+        self._scales_of.clear()
 
     def forget(self, key: str) -> None:
         """Drop what is kept of an adapter that is not used any more."""
@@ -115,9 +120,9 @@ class ByRow:
             if side is None:
                 return y
             narrow_TR = x.reshape(-1, x.shape[-1]) @ side.downs_RI.T
-            scale_TR = self._scales(side, narrow_TR)
-            # Not a product with zero: what another adapter overflowed to would stay.
-            narrow_TR = torch.where(scale_TR != 0, narrow_TR * scale_TR, 0)
+            scale_TR, hidden_TR = self._scales(side, narrow_TR)
+            # Not a product with zero alone: what another adapter overflowed to would stay.
+            narrow_TR = narrow_TR.mul_(scale_TR).masked_fill_(hidden_TR, 0)
             return y.reshape(-1, y.shape[-1]).addmm(narrow_TR, side.ups_RO).view(y.shape)
 
         return forward
@@ -142,14 +147,17 @@ class ByRow:
 
     def _side(self, name: str, dtype: torch.dtype) -> _Side | None:
         """The matrices of a layer for the adapters of this forward; None where none of them adds anything to it."""
+        if not self._set:
+            return None
         sides = self._sides[self._set]
         if name not in sides:
             parts = [(key, self._present[key].low_rank[name]) for key in self._set if name in self._present[key].low_rank]
             sides[name] = _side_by_side(parts, dtype) if parts else None
         return sides[name]
 
-    def _scales(self, side: _Side, like_TR: Tensor) -> Tensor:
-        """Each token's scale in the columns of its own adapter, zero in the others: (T, R). Layers that are divided alike share it."""
+    def _scales(self, side: _Side, like_TR: Tensor) -> tuple[Tensor, Tensor]:
+        """Each token's scale in the columns of its own adapter, zero in the others, and where they are zero: (T, R). Layers that are divided
+        alike share them."""
         if side.division not in self._scales_of:
             columns = {key: (slice(start, stop), scale) for key, start, stop, scale in side.division}
             scales = torch.zeros_like(like_TR)
@@ -157,7 +165,7 @@ class ByRow:
                 if one is not None and one.key in columns:
                     place, scale = columns[one.key]
                     scales[row, place] = scale
-            self._scales_of[side.division] = scales
+            self._scales_of[side.division] = (scales, scales == 0)
         return self._scales_of[side.division]
 
 

@@ -19,10 +19,15 @@ class Draws:
     """What the masks of the micro-batch at hand are drawn from: the update's seed, and each document's place and length."""
 
     seed: int = 0
+    # Of an update that several ranks run: the leader's draw, and the places in the whole update of the examples that run here.
+    given: int | None = None
+    places: list[int] | None = None
     _at_hand: dict[int, tuple[list[tuple[int, int]], list[int]]] = field(default_factory=dict)  # by lane
 
     def begin_micro_batch(self, documents: list[tuple[int, int]], row_tokens: list[int]) -> None:
         """`documents` are place and length of each; `row_tokens` the lengths of the whole rows that they are the beginnings of."""
+        if self.places is not None:
+            documents = [(self.places[place], length) for place, length in documents]
         self._at_hand[lanes.here()] = documents, row_tokens
 
     @property
@@ -35,7 +40,7 @@ class Draws:
 
     def begin_update(self) -> None:
         """One number from torch's generator, which the training loop seeds for every update, stands for all draws of an update."""
-        self.seed = int(torch.randint(2**62, ()))
+        self.seed = draw() if self.given is None else self.given
 
     def kept(self, module: int, width: int, p: float, device: torch.device) -> Tensor:
         """(T, width), True where the input of `module` is kept."""
@@ -47,6 +52,11 @@ class Draws:
             return torch.from_numpy(drawn >= round(p * LEVELS))
         generator = torch.Generator(device).manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
         return torch.randint(LEVELS, shape, generator=generator, device=device, dtype=torch.int32) >= round(p * LEVELS)
+
+
+def draw() -> int:
+    """What all draws of an update are made from."""
+    return int(torch.randint(2**62, ()))
 
 
 def install(dropouts: list[Any], draws: Draws) -> Callable[[], None]:

@@ -71,6 +71,19 @@ def compiled() -> Functions:
     return functions
 
 
+def install_best(model: nn.Module, fused: Functions | None, say: Callable[[str], None], *, compile: bool) -> Callable[[], None]:
+    """What `install` does with the functions that a device has, or with compiled ones where they are asked for; where these cannot be
+    compiled, `say` is told and the model is left as it is."""
+    if fused is None and not compile:
+        return lambda: None
+    try:
+        functions = fused or compiled()
+    except Exception as error:  # torch's compiler has no one class for what it lacks
+        say(f"not compiled: {str(error).splitlines()[0][:120]}")
+        return lambda: None
+    return install(model, functions)
+
+
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float, functions: Functions) -> Tensor:

@@ -10,7 +10,7 @@ engine.sample("Where is the nearest luthier?")
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -36,6 +36,7 @@ from luthier.engine import (
     noise,
     optimizers,
     reference,
+    sharding,
     shortage,
     tuners,
     update,
@@ -43,9 +44,9 @@ from luthier.engine import (
 )
 from luthier.engine.answers import Text, text_of
 from luthier.engine.batches import Step, lay_out
+from luthier.engine.crew import Crew
 from luthier.engine.draws import Draws
 from luthier.engine.head import head_of
-from luthier.engine.lanes import Lanes
 from luthier.engine.masters import Masters
 from luthier.engine.precision import loss_scale_of
 from luthier.engine.probe import best_device
@@ -65,8 +66,6 @@ Result = TypeVar("Result")
 CHECK_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 # Rows of one micro-batch when the held-out loss is measured; no gradients are kept, so there is room.
 EVALUATION_BATCH = 32
-# Micro-batches run side by side where at most this share of the weights is trained: gradients are kept for each lane.
-LANES_SHARE = 0.1
 ANY_LENGTH = tokens.How(max_length=sys.maxsize)
 
 
@@ -107,13 +106,17 @@ class Engine:
         self._optimizer: torch.optim.Optimizer | None = None
         self.loss_scale = loss_scale_of(update.causal_model(model).dtype)
         self._give_back: Callable[[], None] = lambda: None
+        self.crew: Crew | None = None  # the other ranks, where several train this model; of an update's loss this one has a part
+        self.part = 1.0
         self.plain_attention = attention.plain_name(update.causal_model(model).config._attn_implementation)
         self.head, self.draws = head_of(update.causal_model(model)), Draws()
         self.head.label_smoothing = label_smoothing
         noise.install(update.causal_model(model), neftune_noise_alpha, self.draws)
         self._longest_exact = hindrance.longest_exact(model)
         self._enter_fast_path(attn_implementation, compile)
-        self.lanes = self._lanes_that_pay() if side_by_side else None
+        # What layers of other methods keep from call to call is not known.
+        alone = not side_by_side or bool(self.plain_reason) or not tuners.only_lora(self.model)
+        self.lanes = None if alone else lanes.that_pay(self.model, self.device)
         self.recomputing = Recomputing(self.model, gradient_checkpointing)
 
     @classmethod
@@ -129,6 +132,7 @@ class Engine:
         seed: int = 0,
         precision: Precision = "fp32",
         device: str = "auto",
+        compile: bool = False,
     ) -> "Engine":
         """Load a model by its catalog name, hub id or folder, with a new LoRA adapter (`lora`: PEFT's names) or a trained one,
         or (`full`) with all of its own weights trained, or by any `method` with the `settings` of its section."""
@@ -138,7 +142,7 @@ class Engine:
         if method is not None:
             asked = methods.settings_of(model, method, settings or {}, precision, seed)
             base = quantized.load_model(folder, precision, device, quantized.quantization_of(asked, precision))
-            return cls(methods.add(base, asked, (), tokenizer), tokenizer)
+            return cls(methods.add(base, asked, (), tokenizer), tokenizer, compile=compile)
         loaded = load.load_model(folder, precision, device)
         if adapter is not None:
             loaded = adapters.load_adapter(loaded, Path(adapter), trainable=True)
@@ -146,7 +150,7 @@ class Engine:
             loaded = methods.add(loaded, methods.settings_of(model, "lora", lora, precision, seed))
         else:
             loaded.requires_grad_(full)
-        return cls(loaded, tokenizer)
+        return cls(loaded, tokenizer, compile=compile)
 
     def tokenize(self, rows: list[dict[str, Any]]) -> list[TokenizedExample]:
         """Rows in any known format as tokens with their mask. Raises DataError for the first row that cannot be trained."""
@@ -166,6 +170,12 @@ class Engine:
         With `row_losses` the mean loss of each example is given too. Where the memory is not enough the same update is run again with
         a smaller `micro_batch_tokens`, which then stays. Raises OutOfMemory where one row alone does not fit.
         """
+        if self.crew:
+            return self.crew.forward_backward(self, examples, row_losses)
+        return self.forward_backward_here(examples, row_losses)
+
+    def forward_backward_here(self, examples: list[TokenizedExample], row_losses: bool) -> UpdateLoss:
+        """The same by this process alone; of an update of several ranks its part."""
         return self._fitting(lambda: self._forward_backward(examples, row_losses), examples, learns=True)
 
     def _forward_backward(self, examples: list[TokenizedExample], row_losses: bool) -> UpdateLoss:
@@ -187,6 +197,12 @@ class Engine:
 
         `together` are the places of the examples that the loss compares; each example stands in one group. Memory: as forward_backward.
         """
+        if self.crew:
+            return self.crew.forward_backward_judged(self, examples, together, loss_of)
+        return self.forward_backward_judged_here(examples, together, loss_of)
+
+    def forward_backward_judged_here(self, examples: list[TokenizedExample], together: list[list[int]], loss_of: judged.LossOf) -> UpdateLoss:
+        """The same by this process alone; of an update of several ranks its part."""
         return self._fitting(lambda: self._forward_backward_judged(examples, together, loss_of), examples, together, learns=True)
 
     def _forward_backward_judged(self, examples: list[TokenizedExample], together: list[list[int]], loss_of: judged.LossOf) -> UpdateLoss:
@@ -210,7 +226,7 @@ class Engine:
         with self._evaluating(), torch.no_grad():
             for start in range(0, len(examples), EVALUATION_BATCH):
                 batch = list(examples[start : start + EVALUATION_BATCH])
-                self._check_length(max(len(example.token_ids) for example in batch))
+                self.check_length(max(len(example.token_ids) for example in batch))
                 found.append(self._fitting(partial(work, batch), batch))
         return found
 
@@ -224,7 +240,7 @@ class Engine:
         found: list[Likelihood] = []
         with self._evaluating(), torch.no_grad():
             for batch in likelihood.batches(examples):
-                self._check_length(max(len(example.token_ids) for example in batch))
+                self.check_length(max(len(example.token_ids) for example in batch))
                 found += self._fitting(partial(self._likelihoods, batch), batch)
                 on_rows(len(found))
         return found
@@ -261,6 +277,8 @@ class Engine:
             self._forget_attempt(learns)
             if gathered:
                 raise shortage.beside_gradients(rows)
+            if self.crew and self.crew.sharding:
+                raise shortage.of_shards(rows)
             alone = bool(self.plain_reason)
             cut = partial(self.lay_out, rows, together, learns=learns)
             smaller = 0 if alone else shortage.smaller_budget(cut, self.micro_batch_tokens)
@@ -286,7 +304,7 @@ class Engine:
 
     def _begin(self, examples: list[TokenizedExample], together: list[list[int]] | None = None) -> Step:
         """Lay an update out, and make ready to train it."""
-        self._check_length(max(len(example.token_ids) for example in examples))
+        self.check_length(max(len(example.token_ids) for example in examples))
         step = self.lay_out(examples, together, learns=True)
         self.sharing = "none, as one dropout mask or noise would serve all rows" if self._drops and not self.plain_reason else step.sharing
         self.model.train()
@@ -294,8 +312,9 @@ class Engine:
 
     def optimizer_step(self, learning_rate: float) -> float:
         """Clip, update, forget the gradients. Returns the gradient norm before clipping; nothing is updated where it is not finite."""
+        norm_of = self.crew.begin_step(self, learning_rate) if self.crew else optimizers.norm_of
         with shortage.telling("the optimizer's step", f"optim: {self.optim}", "optim: adamw_8bit, a lower rank, or a smaller model"):
-            norm = optimizers.step(self.optimizer, learning_rate, self.max_grad_norm, self._scale)
+            norm = optimizers.step(self.optimizer, learning_rate, self.max_grad_norm, self._scale, norm_of)
         if self.loss_scale:
             self.loss_scale.update(math.isfinite(norm))
         if math.isfinite(norm):
@@ -320,7 +339,7 @@ class Engine:
     @property
     def reads_late(self) -> bool:
         """Whether `send_update` is of use: a GPU waits for the host wherever a number of it is read."""
-        return self.device.type == "cuda" and not self.plain_reason and self.loss_scale is None and bool(self.optimizer.defaults.get("fused"))
+        return self.device.type == "cuda" and not (self.plain_reason or self.crew or self.loss_scale) and bool(self.optimizer.defaults.get("fused"))
 
     def send_update(self, examples: list[TokenizedExample], learning_rate: float) -> Callable[[], tuple[UpdateLoss, float]]:
         """forward_backward and optimizer_step, asked of a GPU without waiting for it. The call that is returned waits for this update's
@@ -350,6 +369,8 @@ class Engine:
 
     def forget_gradients(self) -> float:
         """Drop what an update gathered: nothing is learned from it. Gives NaN, the norm of nothing."""
+        if self.crew:
+            self.crew.order("forget")
         self.masters.forget_gradients()
         if self.loss_scale:
             self.loss_scale.lowered = False
@@ -357,7 +378,7 @@ class Engine:
 
     def held_out_loss(self, examples: Sequence[TokenizedExample]) -> float:
         """Mean loss over the trained tokens of `examples`, in nats; nothing is learned and no mode is left changed."""
-        self._check_length(max(len(example.token_ids) for example in examples))
+        self.check_length(max(len(example.token_ids) for example in examples))
         total = trained_tokens = 0.0
         with self._evaluating():
             for start in range(0, len(examples), EVALUATION_BATCH):
@@ -471,7 +492,8 @@ class Engine:
         """Save what was trained with the tokenizer: the adapter in PEFT's own format, or the whole model as Transformers reads it."""
         path = Path(folder)
         make_folder(path.parent)
-        with self._averaged():
+        shared = self.crew and self.crew.sharding
+        with self._averaged(), sharding.made_whole(self.model, trained=self.adapted) if shared else nullcontext():
             if not self.adapted:
                 save.save_model(self.model, path, self.tokenizer, self.stop_ids)
                 return path
@@ -504,7 +526,7 @@ class Engine:
 
     @property
     def _scale(self) -> float:
-        return self.loss_scale.value if self.loss_scale else 1.0
+        return self.part * (self.loss_scale.value if self.loss_scale else 1.0)
 
     @property
     def overflowed(self) -> bool:
@@ -565,8 +587,7 @@ class Engine:
         give_back_lora = lora.install(self.model, lambda: update.trace(self.model), self.draws)
         give_back_table = embedding.install(model.get_input_embeddings(), lambda weight: self.masters.gradient_of(weight))
 
-        fused = kernels.fused(self.device)
-        give_back_elementwise = elementwise.install(model, fused) if fused else self._compile() if compile else lambda: None
+        give_back_elementwise = elementwise.install_best(model, kernels.fused(self.device), self.notes.append, compile=compile)
 
         def give_back() -> None:
             give_back_lora()
@@ -575,25 +596,11 @@ class Engine:
 
         self._give_back = give_back
 
-    def _lanes_that_pay(self) -> Lanes | None:
-        count = lanes.usual_count(self.device)
-        # Each lane keeps gradients of its own. What layers of other methods keep from call to call is not known.
-        trained = sum(parameter.numel() for parameter in self.trained_parameters)
-        small = trained <= LANES_SHARE * sum(parameter.numel() for parameter in self.model.parameters())
-        return Lanes(count) if count > 1 and small and not self.plain_reason and tuners.only_lora(self.model) else None
-
-    def _check_length(self, longest: int) -> None:
+    def check_length(self, longest: int) -> None:
+        """Go on plainly where rows of so many tokens cannot run together."""
         longest += virtual.tokens(self.model)
         if not self.plain_reason and self._longest_exact is not None and longest > self._longest_exact:
             self.go_plain(f"its position encoding changes for rows of more than {self._longest_exact:,} tokens, and one has {longest:,}")
-
-    def _compile(self) -> Callable[[], None]:
-        try:
-            functions = elementwise.compiled()
-        except Exception as error:  # torch's compiler has no one class for what it lacks
-            self.notes.append(f"not compiled: {str(error).splitlines()[0][:120]}")
-            return lambda: None
-        return elementwise.install(update.causal_model(self.model), functions)
 
     def check(self, *examples: TokenizedExample, longest: int = 0) -> float:
         """Compare the fast path with the plain twin on a few rows, each twice in one micro-batch; where they differ the engine goes on plainly.
@@ -601,7 +608,7 @@ class Engine:
         `longest` is the length of the longest row that will come, if that is known. Returns the relative difference of the loss. In bf16 one
         short row may differ by 3 % through rounding alone, so several are wanted there.
         """
-        self._check_length(longest)
+        self.check_length(longest)
         if self.plain_reason:
             return 0.0
         self.model.eval()

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 
+# Lanes pay where at most this share of the weights is trained.
+TRAINED_SHARE = 0.1
 _here = threading.local()
 
 
@@ -28,6 +30,14 @@ def sharing() -> int:
 def usual_count(device: torch.device) -> int:
     """How many lanes pay: two on a CPU of several cores. A GPU has its own way of doing two things at once."""
     return 2 if device.type == "cpu" and torch.get_num_threads() > 1 else 1
+
+
+def that_pay(model: torch.nn.Module, device: torch.device) -> "Lanes | None":
+    """As many lanes as pay for a model with adapters; None where that is one. Each lane keeps gradients of its own."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    small = trained <= TRAINED_SHARE * sum(parameter.numel() for parameter in model.parameters())
+    count = usual_count(device)
+    return Lanes(count) if count > 1 and small else None
 
 
 # glibc's mallopt: how many heaps the threads of a process may have.

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from luthier.engine import lanes
+from luthier.engine.shards import here, part_of
 
 
 class Masters:
@@ -23,6 +25,7 @@ class Masters:
         self._twins: dict[nn.Parameter, nn.Parameter] = {}  # parameter of the model -> its master
         self._trained: dict[nn.Parameter, nn.Parameter] = {}  # every trained parameter of the model -> its master, or itself
         self._buffers: dict[nn.Parameter, Tensor] = {}  # gradients of earlier updates: fresh pages cost more than the addition
+        self._shards: dict[nn.Parameter, nn.Parameter] = {}  # parameter that ranks share (a DTensor) -> the part that is here, its master
         self._of_lanes: dict[int, dict[nn.Parameter, Tensor]] = {}  # what each lane has gathered, by master
         self._spare: dict[int, dict[nn.Parameter, Tensor]] = {}  # the same of earlier updates
         for name, parameter in model.named_parameters():
@@ -30,6 +33,9 @@ class Masters:
                 self.weights[name] = self._trained[parameter] = self._master(parameter)
 
     def _master(self, parameter: nn.Parameter) -> nn.Parameter:
+        if isinstance(parameter, DTensor):
+            self._shards[parameter] = nn.Parameter(here(parameter))  # the same memory, and fp32 (sharding.py sees to it)
+            return self._shards[parameter]
         if parameter.dtype == torch.float32:
             return parameter
         master = nn.Parameter(parameter.detach().float())
@@ -89,6 +95,21 @@ class Masters:
                 self._add(master, gradient)
         self._of_lanes = {}
 
+    @property
+    def shards(self) -> dict[str, nn.Parameter]:
+        """The parameters that ranks share, by name."""
+        by_master = {master: parameter for parameter, master in self._shards.items()}
+        return {name: by_master[weight] for name, weight in self.weights.items() if weight in by_master}
+
+    @torch.no_grad()
+    def take_shards(self) -> None:
+        """Take over the gradients of the parts that are here, which torch has added up over the ranks already."""
+        for parameter, master in self._shards.items():
+            gradient: Any = parameter.grad
+            parameter.grad = None
+            if gradient is not None:
+                master.grad = here(gradient)
+
     @torch.no_grad()
     def copy_back(self) -> None:
         """Round the masters into the model's own format."""
@@ -106,6 +127,7 @@ class Masters:
     @torch.no_grad()
     def load(self, weights: dict[str, Any]) -> None:
         """Put stored values (by name, all of them) into the masters and the model."""
+        shards = self.shards
         for name, master in self.weights.items():
-            master.copy_(weights[name])
+            master.copy_(part_of(shards[name], weights[name]) if name in shards else weights[name])
         self.copy_back()

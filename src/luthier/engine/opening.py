@@ -1,5 +1,6 @@
 """From settings or a run folder to an engine that is ready to train or to answer."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,18 +11,24 @@ import torch
 from luthier import files
 from luthier.config.load import Config, load_config
 from luthier.config.methods import METHODS
+from luthier.config.section import bytes_of
 from luthier.config.settings import Settings
-from luthier.engine import groups
+from luthier.engine import groups, ranks, sharding, update
+from luthier.engine.crew import Crew
 from luthier.engine.engine import Engine
 from luthier.engine.probe import best_device
 from luthier.errors import ConfigError, RunError
-from luthier.models import adapters, find, initial, load, lora, methods, quantized, run_tokenizer, virtual, vocabulary, weights
+from luthier.models import adapters, find, initial, load, lora, methods, placement, quantized, run_tokenizer, virtual, vocabulary, weights
 from luthier.models.earlier import earlier_adapter as earlier_adapter
 from luthier.models.earlier import earlier_run as earlier_run
 from luthier.models.earlier import earlier_trained as earlier_trained
+from luthier.plan.machine import memory_bytes
 from luthier.records import TokenizedExample
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder
+
+# So many times the model's width in tokens, and a row's attention costs as much as its products: 12 D^2 against 2 T D a token and layer.
+QUADRATIC_WIDTHS = 6
 
 
 def tokenizer_of(config: Config, folder: Path, reporter: Reporter) -> Any:
@@ -41,7 +48,7 @@ def start(
     """
     if settings.method == "full":
         return _start_full(config, settings, folder, tokenizer)
-    model = _base(folder, settings)
+    model = _base(folder, settings, device="cpu" if sharded(settings) else None)
     own = settings.tokenizer.path is None and not settings.tokenizer.add_special_tokens and not settings.init_from
     change = vocabulary.fit_embeddings(model, tokenizer if own else load.load_tokenizer(folder), tokenizer)
     if settings.init_from:
@@ -64,17 +71,20 @@ def _start_full(config: Config, settings: Settings, folder: Path, tokenizer: Any
     if settings.init_from:
         require_same_base(earlier_run(config), folder)
     source = earlier_trained(config) if settings.init_from else folder
-    model = load.load_model(source, settings.training.precision, device_of(settings))  # type: ignore[arg-type]
+    device = "cpu" if sharded(settings) else device_of(settings)
+    model = load.load_model(source, settings.training.precision, device)  # type: ignore[arg-type]
     vocabulary.fit_embeddings(model, load.load_tokenizer(source), tokenizer)
     return _engine(methods.add(model, settings), tokenizer, settings, trains=True)
 
 
-def open_trained(run: RunFolder, reporter: Reporter, precision: str | None = None, adapter: Path | None = None) -> Engine:
+def open_trained(run: RunFolder, reporter: Reporter, precision: str | None = None, adapter: Path | None = None, *, placed: bool = True) -> Engine:
     """The trained model of a run: its base and its adapter (or the one in the folder `adapter`), or the model that it trained whole.
 
-    In the number format it was trained in, unless told otherwise.
+    In the number format it was trained in, unless told otherwise; where the run says that its blocks lie, or all on the device (not `placed`).
     """
     config = load_config(run.config)
+    if not placed:
+        config = dataclasses.replace(config, settings=config.settings.model_copy(update={"device_map": None}))
     if not run.trained.is_dir():
         what = "model" if config.settings.method == "full" else "adapter"
         raise RunError(f"has no {what}: the run has not ended", where=str(run.path), next_step=f"luthier train --resume {run.path}")
@@ -91,7 +101,7 @@ def open_for_merging(run: RunFolder, reporter: Reporter, onto: str = "trained") 
     (onto: original) the one that was quantized for it."""
     config = load_config(run.config)
     if config.settings.method != "qlora":
-        return open_trained(run, reporter, "fp32")
+        return open_trained(run, reporter, "fp32", placed=False)
     folder = find.find(config.settings.model, reporter, config.file.parent)
     if onto == "original":
         base = load.load_model(folder, "fp32", device_of(config.settings))
@@ -113,10 +123,22 @@ def open_model(name: str, reporter: Reporter, precision: str = "bf16", device: s
     return Engine(model.requires_grad_(False), load.load_tokenizer(folder))
 
 
-def _base(folder: Path, settings: Settings, precision: str | None = None) -> Any:
+def _base(folder: Path, settings: Settings, precision: str | None = None, device: str | None = None) -> Any:
     """The model that a run begins with, quantized where its method does that, in the run's number format or in another."""
     precision = precision or str(settings.training.precision)
-    return quantized.load_model(folder, precision, device_of(settings), quantized.quantization_of(settings, precision))
+    where = device or device_of(settings)
+    if settings.device_map in (None, "cpu"):
+        asked = quantized.quantization_of(settings, precision)
+        # Ranks that share the weights load them in main memory, and cut them from there.
+        return quantized.load_model(folder, precision, where, asked and dataclasses.replace(asked, shared=device is not None))
+    there = bytes_of(settings.max_memory) if settings.max_memory else memory_bytes()
+    places = placement.place_of_parts(folder, settings.device_map, load.DTYPES[precision], where, there)
+    return load.load_model(folder, precision, where, places=places)  # type: ignore[arg-type]
+
+
+def sharded(settings: Settings) -> bool:
+    """Whether the ranks that train share the weights (wrapping, resolved)."""
+    return ranks.world() > 1 and settings.wrapping in ("fsdp", "hsdp")
 
 
 def _trained_tokenizer(run: RunFolder, folder: Path, config: Config) -> Any:
@@ -221,6 +243,8 @@ def earlier_notes(config: Config, kept: dict[str, Any]) -> list[str]:
 
 def device_of(settings: Settings) -> str:
     """The device that the settings ask for. Raises ConfigError for one that is not there."""
+    if settings.device_map == "cpu":
+        return "cpu"
     if settings.device == "auto":
         return best_device()
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[settings.device]
@@ -231,11 +255,13 @@ def device_of(settings: Settings) -> str:
 
 def _engine(model: Any, tokenizer: Any, settings: Settings, *, trains: bool = False) -> Engine:
     training = settings.training
+    shares = trains and sharded(settings)
+    cut = sharding.shard(model, device_of(settings), hosts=settings.wrapping == "hsdp") if shares else None
     engine = Engine(
         model,
         tokenizer,
-        share_prefixes=training.share_prefixes,
-        side_by_side=training.side_by_side and settings.max_memory is None,  # two lanes hold about a quarter more
+        share_prefixes=training.share_prefixes and not shares,  # each pass is one of all ranks
+        side_by_side=training.side_by_side and settings.max_memory is None and settings.device_map is None and not shares,  # a quarter more memory
         micro_batch_tokens=int(training.micro_batch_tokens),  # resolved
         adam={"betas": (training.adam_beta1, training.adam_beta2), "eps": training.adam_epsilon, "weight_decay": training.weight_decay},
         max_grad_norm=training.max_grad_norm,
@@ -249,6 +275,11 @@ def _engine(model: Any, tokenizer: Any, settings: Settings, *, trains: bool = Fa
     )
     if trains:
         engine.require_optimizer()
+    if trains and ranks.world() > 1:
+        engine.crew = Crew(QUADRATIC_WIDTHS * int(update.causal_model(model).config.get_text_config().hidden_size), cut)
+    if cut:
+        cut.lend_to_leader(model)
+        engine.notes.append("sharded weights: rows share no beginnings, and micro-batches run one after the other")
     return engine
 
 

@@ -18,6 +18,7 @@ GROUP_NUMBERS = ("k", "weight_sum", "lr_max")
 # What an optimizer is made of: weights, or torch's groups of them (groups.py); then betas, eps and weight_decay.
 Groups = Sequence[Any]
 Make = Callable[[Groups, dict[str, Any]], torch.optim.Optimizer]
+NormOf = Callable[[Sequence[Tensor]], Tensor]
 
 
 def _adamw(groups: Groups, settings: dict[str, Any]) -> torch.optim.Optimizer:
@@ -117,11 +118,19 @@ OPTIMIZERS: dict[str, Make] = {
 }  # fmt: skip
 
 
+def norm_of(parameters: Sequence[Tensor]) -> Tensor:
+    """The norm of the gradients of all of them together."""
+    return torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+
 @torch.no_grad()
-def step(optimizer: torch.optim.Optimizer, learning_rate: float, max_grad_norm: float, loss_scale: float = 1.0) -> float:
-    """Clip and update. Gives the norm of the gradients (over `loss_scale`) before clipping; nothing is updated where it is not finite."""
+def step(optimizer: torch.optim.Optimizer, learning_rate: float, max_grad_norm: float, loss_scale: float = 1.0, norm_of: NormOf = norm_of) -> float:
+    """Clip and update. Gives the norm of the gradients (over `loss_scale`) before clipping; nothing is updated where it is not finite.
+
+    `norm_of` is another way to it, where other ranks have parts of the weights.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters]) / loss_scale
+    norm = norm_of(parameters) / loss_scale
     found = float(norm)
     if not math.isfinite(found):
         return found

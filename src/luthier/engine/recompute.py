@@ -19,21 +19,21 @@ Mode = Literal["off", "selective", "full"]
 ROUNDS = 3
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
+def blocks(model: nn.Module) -> list[nn.Module]:
     """Every decoder block: what Transformers itself would compute again."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _all_but_attention(model: nn.Module) -> list[nn.Module]:
     """The norms and the MLP of every block. Attention is known by its number, which its cache needs."""
-    return [part for block in _blocks(model) for part in block.children() if not hasattr(part, "layer_idx")]
+    return [part for block in blocks(model) for part in block.children() if not hasattr(part, "layer_idx")]
 
 
 PARTS: dict[str, Callable[[nn.Module], list[nn.Module]]] = {
     # training.gradient_checkpointing   what is computed again
     "off": lambda model: [],
     "selective": _all_but_attention,
-    "full": _blocks,
+    "full": blocks,
 }
 
 

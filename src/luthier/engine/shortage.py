@@ -49,6 +49,15 @@ def beside_gradients(rows: Sequence[TokenizedExample]) -> OutOfMemory:
     )
 
 
+def of_shards(rows: Sequence[TokenizedExample]) -> OutOfMemory:
+    """Ranks that share the weights run in step: one of them cannot try again by itself."""
+    return OutOfMemory(
+        "the memory of a rank is not enough, and ranks that share the weights cannot try again in smaller pieces",
+        where=named([row.source for row in rows]),
+        next_step="a smaller training.micro_batch_tokens, gradient_checkpointing: full, or more devices",
+    )
+
+
 def of_an_answer(prompt_tokens: int, new_tokens: int) -> OutOfMemory:
     """One answer alone does not fit."""
     return OutOfMemory(

@@ -17,6 +17,8 @@ from luthier.reporting import Bar, Reporter
 
 # More labels than these are no choice: every one of them is read for every row.
 MOST_LABELS = 50
+# What is counted of likelihoods alone, so that plain texts, which ask nothing, can be compared.
+OF_TEXTS = ("perplexity", "token_accuracy")
 
 Keep = Callable[[int, Answer], None]
 
@@ -132,11 +134,18 @@ def prompt(row: Conversation, examples: Sequence[Conversation], engine: Engine) 
     return ids
 
 
-def likelihoods(engine: Engine, name: str, rows: Sequence[Conversation], reporter: Reporter) -> list[Likelihood]:
-    """How likely the expected answers are to a model."""
-    examples = [_example(row, engine) for row in rows]
+def likelihoods(engine: Engine, name: str, rows: Sequence[Conversation], reporter: Reporter, longest_text: int | None = None) -> list[Likelihood]:
+    """How likely the expected answers are to a model; of plain texts, the texts themselves, in windows of `longest_text` tokens."""
+    windows = min(one for one in (longest_text, engine.context, sys.maxsize) if one)
+    of_rows = [_examples(row, engine, windows) for row in rows]
+    examples = [example for of_row in of_rows for example in of_row]
     with reporter.bar(f"reading the expected answers with {name}", len(examples)) as bar:
-        return engine.likelihoods(examples, bar.advance)
+        found = iter(engine.likelihoods(examples, bar.advance))
+    return [_summed([next(found) for _ in of_row]) for of_row in of_rows]
+
+
+def _summed(windows: Sequence[Likelihood]) -> Likelihood:
+    return Likelihood(sum(one.log_probability for one in windows), sum(one.tokens for one in windows), sum(one.right for one in windows))
 
 
 def choices(engine: Engine, name: str, rows: Sequence[Conversation], labels: Sequence[str], reporter: Reporter) -> list[float]:
@@ -158,7 +167,16 @@ def labels_of(rows: Sequence[Conversation]) -> list[str]:
 
 
 def _example(row: Conversation, engine: Engine) -> TokenizedExample:
-    found = tokenize(row, engine.tokenizer, How(max_length=sys.maxsize, loss_on="last_assistant"))
+    return _examples(row, engine, sys.maxsize)[-1]
+
+
+def _examples(row: Conversation, engine: Engine, windows: int) -> Sequence[TokenizedExample]:
+    """The last answer with what stands before it; or a text, whole or in windows."""
+    if row.templated or row.prompt:
+        how = How(max_length=sys.maxsize, loss_on="last_assistant")
+    else:
+        how = How(max_length=windows, too_long="split", loss_on="last_assistant")
+    found = tokenize(row, engine.tokenizer, how)
     if isinstance(found, Rejected):
         raise DataError(found.detail, where=str(row.source), next_step="mend the row, or take perplexity, token_accuracy and choice out")
-    return found.examples[-1]
+    return found.examples if how.too_long == "split" else found.examples[-1:]

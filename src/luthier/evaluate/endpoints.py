@@ -4,10 +4,11 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from luthier.data.endpoint import Callers, Endpoint, Question, Refused, Reply
+from luthier.data.formats.write import openai_messages
 from luthier.errors import CallError, LuthierError
 from luthier.evaluate.asking import Column, Decoding
 from luthier.evaluate.kept import Kept, key_of
@@ -44,7 +45,7 @@ def ask(against: Against, rows: Sequence[Conversation], how: Decoding, kept: Kep
         reporter.say(f"{endpoint.host}: the key is sent in clear text (http); https hides it")
     asked: dict[str, Any] = {"model": against.model, "max_tokens": how.max_new_tokens, "temperature": how.sampling.temperature}
     asked |= {"top_p": how.sampling.top_p} if how.sampling.top_p < 1 else {}
-    messages = [_messages(row) for row in rows]
+    messages = [openai_messages([replace(turn, role=ROLES.get(turn.role, turn.role)) for turn in row.prompt]) for row in rows]
     settings = [asked | ({"tools": json.loads(row.tools)} if row.tools else {}) for row in rows]
     keys = [
         [key_of(f"{endpoint.url} {against.model}", one, {**own, "sample": sample}) for sample in range(how.samples)]
@@ -112,10 +113,6 @@ def _read(reply: Reply) -> tuple[Answer, int | None]:
     # A server that counts nothing: words, which are fewer than tokens.
     tokens = reply.completion_tokens if reply.completion_tokens is not None else len(reply.text.split())
     return Answer(reply.text, tokens, not reply.cut), reply.prompt_tokens if reply.completion_tokens is not None else None
-
-
-def _messages(row: Conversation) -> list[dict[str, str]]:
-    return [{"role": ROLES.get(turn.role, turn.role), "content": turn.content} for turn in row.prompt]
 
 
 def _key(name: str | None) -> str:

@@ -79,6 +79,11 @@ def needs_model(metric: str) -> bool:
     return metric in OF_MODEL
 
 
+def of_texts(metric: str) -> bool:
+    """Whether a metric is counted of expected and given answers alone, without running them."""
+    return not (needs_model(metric) or metric in OF_ANSWERS or runs_code(metric))
+
+
 def runs_code(metric: str) -> bool:
     """Whether a metric runs what a model wrote."""
     return bool(PASS.fullmatch(metric))

@@ -8,11 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import regex
+
 from luthier.data.quality.refusals import BOILERPLATE, OPENING
 from luthier.errors import ConfigError
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
+LONGEST_SEARCH_S = 1.0
 # Runs of so many words count as repeated.
 REPEATED_WORDS = 4
 
@@ -65,21 +68,29 @@ def _scorer(kind: str) -> Any:
 
 
 def matches_expected(expected: str, answer: str) -> float:
-    """1 where the expected answer, a regular expression, is found in the answer."""
-    return float(bool(_pattern(expected).search(answer)))
+    """1 where the expected answer, a regular expression, is found in the answer, within a second."""
+    return _found(_pattern(expected), answer)
 
 
 def matches(pattern: str, beside: Path) -> Callable[[str, str], float]:
-    """1 where this regular expression is found in the answer, whatever was expected."""
+    """1 where this regular expression is found in the answer, within a second, whatever was expected."""
     compiled = _pattern(pattern)
-    return lambda expected, answer: float(bool(compiled.search(answer)))
+    return lambda expected, answer: _found(compiled, answer)
+
+
+def _found(pattern: Any, answer: str) -> float:
+    """0 too where the search does not end: some patterns take ages for an answer that they nearly fit."""
+    try:
+        return float(bool(pattern.search(answer, timeout=LONGEST_SEARCH_S)))
+    except TimeoutError:
+        return 0.0
 
 
 @cache
-def _pattern(pattern: str) -> re.Pattern[str]:
+def _pattern(pattern: str) -> Any:
     try:
-        return re.compile(pattern, re.MULTILINE)
-    except re.error as error:
+        return regex.compile(pattern, regex.MULTILINE)
+    except regex.error as error:
         next_step = "mend the pattern; without =PATTERN every expected answer is one"
         raise ConfigError(f"is no regular expression ({error}): {pattern[:60]!r}", where="regex", next_step=next_step) from error
 

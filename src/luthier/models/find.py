@@ -17,6 +17,8 @@ WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md",
 # What says what a model is and what its license is, without its weights.
 SMALL = ["config.json", "README.md", "LICEN*", "USE_POLICY*"]
 UNWANTED = ["*/*", "consolidated*"]
+# How a sentence encoder makes a vector of its tokens' states.
+POOLING = ["1_Pooling/config.json"]
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt", "tekken.json")
 
 
@@ -119,6 +121,14 @@ def _refuse_own_code(folder: Path, config: dict[str, Any]) -> None:
         )
 
 
+def find_encoder(model: str, reporter: Reporter) -> Path:
+    """The folder of a sentence encoder or cross-encoder, with the file that says how its vectors are made of its tokens' states."""
+    folder = find(model, reporter)
+    if not Path(model).expanduser().exists() and HUB_ID.fullmatch(model):
+        _download(model, Path(model), POOLING, unwanted=[])
+    return folder
+
+
 def _from_hub(model: str, path: Path, reporter: Reporter) -> Path:
     reporter.say(f"{model}: looking on the hub (its own cache is used)")
     folder = _download(model, path, WANTED)
@@ -126,13 +136,13 @@ def _from_hub(model: str, path: Path, reporter: Reporter) -> Path:
     return folder
 
 
-def _download(model: str, path: Path, wanted: list[str]) -> Path:
+def _download(model: str, path: Path, wanted: list[str], unwanted: list[str] = UNWANTED) -> Path:
     require_libraries(["huggingface_hub"])
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(model, allow_patterns=wanted, ignore_patterns=UNWANTED))
+        return Path(snapshot_download(model, allow_patterns=wanted, ignore_patterns=unwanted))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise _hub_error(model, path, error) from error
 

@@ -1,7 +1,9 @@
 """Load a checked model folder: the tokenizer and the weights. Nothing is downloaded, unpickled or run from the folder."""
 
+import importlib.util
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from luthier import files
 from luthier.errors import ModelError
-from luthier.models import facts, templates, vocabulary, weights
+from luthier.models import facts, placement, templates, vocabulary, weights
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # What a saved tokenizer would say of where it was loaded from.
@@ -70,15 +72,24 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     files.write_json(path, stored)
 
 
-def load_model(folder: Path, precision: Literal["bf16", "fp16", "fp32"], device: str, quantization: Any = None) -> Any:
+def load_model(
+    folder: Path, precision: Literal["bf16", "fp16", "fp32"], device: str, quantization: Any = None, places: dict[str, str] | None = None
+) -> Any:
     """The folder's language model in evaluation mode, its weights in `precision` on `device`.
 
-    `quantization` is a config of Transformers that says which layers are quantized as they are read, and how (quantized.py).
+    `quantization` is a config of Transformers that says which layers are quantized as they are read, and how (quantized.py); `places` says
+    where blocks lie that are not kept on the device (placement.py).
     Raises ModelError for files that are cut, weights that are missing or not finite, and kinds of model that are unknown.
     """
     weights.tensor_shapes(folder)  # a cut file is named here, before anything is allocated
+    beside = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}
+    if places is not None:
+        check_finite_files(folder)
+        beside = {"device_map": places, "offload_folder": str(placement.folder_for_disk())}
+    compressed = _compressed(folder)
     try:
-        with without_bars():
+        # compressed-tensors' bars know no switch.
+        with without_bars(), redirect_stderr(io.StringIO()) if compressed else nullcontext():
             model, loading = AutoModelForCausalLM.from_pretrained(
                 str(folder),
                 dtype=DTYPES[precision],
@@ -86,7 +97,8 @@ def load_model(folder: Path, precision: Literal["bf16", "fp16", "fp32"], device:
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
-                **({} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}),
+                ignore_mismatched_sizes=True,  # its own error names no weight
+                **beside,
             )
     except Exception as error:  # what a wrong config raises has no common class
         raise _unreadable("model", folder, error) from error
@@ -97,10 +109,41 @@ def load_model(folder: Path, precision: Literal["bf16", "fp16", "fp32"], device:
             where=str(folder),
             next_step="download the model again, or check that config.json belongs to these weights",
         )
+    if mismatched := sorted(loading["mismatched_keys"]):
+        name, found, wanted = mismatched[0]
+        raise ModelError(
+            f"the model cannot be loaded: {name} is {list(found)}, and config.json asks for {list(wanted)}",
+            where=str(folder),
+            next_step="put the config.json beside these weights that belongs to them",
+        )
+    if places is not None:
+        return placement.install(model, device, Path(beside["offload_folder"])).eval()
     if quantization is not None:
         return model.eval()  # the files were checked before; it is on the device already
+    if compressed:
+        return _unpacked(model.to(device).eval(), folder)
     _check_finite(model.state_dict().items(), folder)
     return model.to(device).eval()
+
+
+def _compressed(folder: Path) -> bool:
+    """Whether the weights are stored as compressed-tensors has them. Raises ModelError where that library, which unpacks them, is missing."""
+    asked = weights.read_config(folder).get("quantization_config") or {}
+    if asked.get("quant_method") != "compressed-tensors":
+        return False
+    if importlib.util.find_spec("compressed_tensors") is None:
+        raise ModelError(
+            "its weights are packed, and compressed-tensors unpacks them", where=str(folder), next_step='pip install "luthier[compress]"'
+        )
+    return True
+
+
+def _unpacked(model: Any, folder: Path) -> Any:
+    """The model after its first token, which unpacks the weights."""
+    with redirect_stderr(io.StringIO()), torch.no_grad():
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
+    _check_finite(model.state_dict().items(), folder)
+    return model
 
 
 def check_finite_files(folder: Path) -> None:

@@ -29,12 +29,13 @@ DEVICES = {"cpu", "cuda"}
 @dataclass(frozen=True, slots=True)
 class Quantization:
     """How a base is quantized: `kind` is qlora.quantization, `source` the format (bf16, fp16, fp32) of the weights that are quantized,
-    and `compute` that of the products."""
+    and `compute` that of the products. `shared`: ranks share the weights, so 4 bits lie in numbers that can be cut as others are."""
 
     kind: str
     double_quant: bool
     source: str
     compute: str
+    shared: bool = False
 
 
 def quantization_of(settings: Settings, precision: str | None = None) -> Quantization | None:
@@ -105,6 +106,7 @@ def _four_bits(asked: Quantization, kept: list[str]) -> Any:
         bnb_4bit_quant_type=asked.kind,
         bnb_4bit_use_double_quant=asked.double_quant,
         bnb_4bit_compute_dtype=load.DTYPES[asked.compute],
+        bnb_4bit_quant_storage=load.DTYPES[asked.compute] if asked.shared else torch.uint8,
         llm_int8_skip_modules=kept,
     )
 
@@ -122,7 +124,7 @@ def _torchao(asked: Quantization, kept: list[str]) -> Any:
 def _of_four_bits(layer: Any, dtype: torch.dtype) -> Tensor:
     from bitsandbytes.functional import dequantize_4bit
 
-    state = copy.copy(layer.weight.quant_state)  # its own: micro-batches run side by side
+    state = copy.copy(layer.quant_state)  # its own: micro-batches run side by side; the layer's, as a weight that was cut has lost it
     state.dtype = dtype  # the format that it gives
     weight: Tensor = dequantize_4bit(layer.weight.data, state)
     return weight
@@ -202,6 +204,7 @@ def _prepare(layer: Any, compute: torch.dtype) -> None:
         # On CPUs with AVX512-BF16 bitsandbytes packs the weight anew when it answers, and its backward pass then reads it wrongly ever after.
         layer.support_avx512bf16_for_cpu = False
         layer.weight.quant_state.dtype = compute
+        layer.quant_state = layer.weight.quant_state
         return
 
     # The libraries' own forwards round the inputs too (bitsandbytes, and only while answering), or keep W in full for the backward pass.

@@ -42,8 +42,9 @@ def all_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
 
 
-def save_model(model: Any, folder: Path, tokenizer: Any, stop_ids: set[int]) -> Path:
-    """Write `model` in its own number format into `folder`, whole or not at all. Other programs stop where this one does (`stop_ids`).
+def save_model(model: Any, folder: Path, tokenizer: Any, stop_ids: set[int], shard_bytes: int | None = None) -> Path:
+    """Write `model` in its own number format into `folder`, whole or not at all, in files of `shard_bytes` (None: SHARD_BYTES). Other programs
+    stop where this one does (`stop_ids`).
 
     Raises ModelError where a weight is not finite: then nothing is written.
     """
@@ -60,7 +61,7 @@ def save_model(model: Any, folder: Path, tokenizer: Any, stop_ids: set[int]) -> 
             model.generation_config.save_pretrained(staging)
         save_tokenizer(tokenizer, staging)
         files.write_json(staging / "config.json", config_of(model, model.dtype))
-        cut = tensor_file.shards({name: stored(tensor) for name, tensor in _tensors(model).items()}, SHARD_BYTES)
+        cut = tensor_file.shards({name: stored(tensor) for name, tensor in _tensors(model).items()}, shard_bytes or SHARD_BYTES)
         for name, group in cut.items():
             files.write_pieces(staging / name, tensor_file.pieces(group, {"format": "pt"}))
         if len(cut) > 1:

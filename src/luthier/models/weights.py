@@ -77,8 +77,23 @@ def tensor_shapes(folder: Path) -> dict[str, list[int]]:
     """Every tensor's shape, from the headers alone. Raises ModelError for a file that is cut or no safetensors."""
     shapes: dict[str, list[int]] = {}
     for path in weight_files(folder):
-        shapes |= {name: entry["shape"] for name, entry in read_header(path).items()}
+        header = read_header(path)
+        _check_index(path, header)
+        shapes |= {name: entry["shape"] for name, entry in header.items()}
     return shapes
+
+
+def _check_index(path: Path, header: dict[str, dict[str, Any]]) -> None:
+    """Raises ModelError where the index says of a tensor that it lies in this file, and it does not."""
+    if path.name == WHOLE:
+        return
+    index = path.with_name(INDEX)
+    weight_map = read_object(index, "download the model again")["weight_map"]
+    missing = sorted(name for name, file in weight_map.items() if file == path.name and name not in header)
+    if missing:
+        raise ModelError(
+            f"says that {missing[0]} lies in {path.name}, which does not hold it", where=str(index), next_step="download the model again"
+        )
 
 
 def read_header(path: Path) -> dict[str, dict[str, Any]]:

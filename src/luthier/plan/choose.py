@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.config.launch_rules import one_process
 from luthier.config.methods import METHODS
 from luthier.config.settings import Settings
-from luthier.errors import ConfigError
+from luthier.errors import MachineError
 from luthier.models.facts import ModelFacts, check_layers
-from luthier.plan import cost, hyperparameters, in_words, levers, limits, ranges, wishes
+from luthier.plan import cost, hyperparameters, in_words, levers, limits, ranges, ranks, scaling, wishes
 from luthier.plan.cost import USABLE_SHARE, DataShape
 from luthier.plan.hyperparameters import max_length as max_length
 from luthier.plan.levers import LEAST_MICRO_BATCH_TOKENS, MICRO_BATCHES
@@ -48,6 +49,7 @@ class Plan:
         parts = ", ".join(f"{name} {in_words.size(size)}" for name, size in self.memory_bytes.items() if size)
         lines = [f"{choice.name}: {choice.value} ({choice.why})" for choice in self.resolved]
         lines.append(f"updates: {self.updates:,} of {self.settings.training.batch_size} examples")
+        lines += self.device_lines
         lines.append(f"memory: about {in_words.size(need)} of {in_words.size(there)} ({parts})")
         lines.append(f"time: about {in_words.duration(self.seconds)} of training on {self.machine.name} (an estimate)")
         if not self.fits:
@@ -55,16 +57,21 @@ class Plan:
         return lines + self.notes
 
     @property
+    def device_lines(self) -> list[str]:
+        """How several devices share the run; nothing for one."""
+        return [] if one_process(self.settings) else [scaling.line(self.settings, self.facts, self.machine, self.rows)]
+
+    @property
     def room(self) -> str:
         """What the run may take, in words."""
         if self.settings.max_memory:
             return f"{cost.LIMITED_SHARE:.0%} of max_memory: {self.settings.max_memory}"
-        return f"{USABLE_SHARE:.0%} of {in_words.size(self.machine.memory_bytes)}"
+        return f"{USABLE_SHARE:.0%} of {in_words.size(cost.memory_limit(self.settings, self.machine))}"
 
     def require_room(self) -> None:
-        """Raises ConfigError where the run does not fit: it is not begun."""
+        """Raises MachineError where the run does not fit: it is not begun."""
         if not self.fits:
-            raise ConfigError(
+            raise MachineError(
                 f"the run needs about {in_words.size(sum(self.memory_bytes.values()))} of memory, and may take {self.room}",
                 where="max_memory" if self.settings.max_memory else self.machine.name,
                 next_step=f"{self.next_step}   (max_memory: SIZE lets it begin where you know better)",
@@ -100,6 +107,8 @@ def resolve(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataS
     check_layers(settings.freeze.numbers(), facts.layers, "freeze.layers")
     limits.check_rank(settings, facts)
     resolved, filled = _filled(settings, facts, machine, rows)
+    resolved += device_choices(filled, facts, machine, rows)
+    filled = _fill(settings, resolved)
     resolved += memory_choices(filled, facts, machine, rows)
     filled = _fill(settings, resolved)
     if settings.training.compile == "auto":
@@ -144,6 +153,19 @@ def _filled(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataS
         fill(hyperparameters.alpha(filled), hyperparameters.dropout(filled, rows))
     fill(hyperparameters.precision(machine), hyperparameters.max_new_tokens(facts, rows), *hyperparameters.beta(settings))
     return resolved, filled
+
+
+def device_choices(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape) -> list[Resolved]:
+    """How many devices there are and how they share the weights, where that is `auto`; nothing for one process."""
+    resolved = [ranks.devices(machine)] if settings.devices == "auto" else []
+    settings = _fill(settings, resolved)
+
+    def fits(other: Settings) -> bool:
+        return cost.fits(_fill(other, memory_choices(other, facts, machine, rows)), facts, machine, rows)
+
+    if settings.wrapping == "auto" and not one_process(settings):
+        resolved.append(ranks.wrapping(settings, fits))
+    return resolved
 
 
 def memory_choices(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape) -> list[Resolved]:

@@ -8,7 +8,7 @@ from luthier.config.preference import REFERENCED
 from luthier.config.section import bytes_of
 from luthier.config.settings import Settings
 from luthier.models.facts import ModelFacts
-from luthier.plan import memory, time
+from luthier.plan import memory, ranks, time
 from luthier.plan.trained import trained_parameters
 from luthier.records import Machine
 
@@ -44,8 +44,9 @@ class DataShape:
 
 
 def memory_limit(settings: Settings, machine: Machine) -> int:
-    """Bytes that there are: what max_memory grants, else all of the machine's."""
-    return bytes_of(settings.max_memory) if settings.max_memory else machine.memory_bytes
+    """Bytes that there are for one process: what max_memory grants, else all of the device's; processes on one CPU have their part of it."""
+    there = machine.memory_bytes // (ranks.group_of(settings).per_host if machine.device == "cpu" else 1)
+    return bytes_of(settings.max_memory) if settings.max_memory else there
 
 
 def fits(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape) -> bool:
@@ -73,7 +74,8 @@ def shared_prefix_of(settings: Settings, rows: DataShape) -> int:
 
 
 def memory_parts(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape) -> dict[str, int]:
-    """Peak memory of the run in bytes, by what needs it; the peak is their sum. Every setting that costs memory must be filled."""
+    """Peak memory of the run in bytes, by what needs it, on one of its devices; the peak is their sum. Every setting that costs memory must
+    be filled."""
     training = settings.training
     recomputed = "off" if training.gradient_checkpointing == "auto" else training.gradient_checkpointing
     passing = (training.precision, micro_batch_of(settings, rows), _usual_row(settings, rows), shared_prefix_of(settings, rows))
@@ -107,7 +109,7 @@ def memory_parts(settings: Settings, facts: ModelFacts, machine: Machine, rows: 
         parts |= _virtual_memory(settings, facts, recomputed)
     if _runs_side_by_side(settings, facts, machine, rows):
         parts["side by side"] = memory.side_by_side_bytes(parts, trained)
-    return parts | _of_measuring(settings, facts, rows, parts)
+    return ranks.share(parts | _of_measuring(settings, facts, rows, parts), settings, facts)
 
 
 def _usual_row(settings: Settings, rows: DataShape) -> int:
@@ -145,7 +147,8 @@ def _virtual_memory(settings: Settings, facts: ModelFacts, recomputed: str) -> d
 
 
 def training_seconds(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape, updates: int) -> float:
-    """Estimated seconds of `updates` updates, training alone, at the rates that were measured on the machine."""
+    """Estimated seconds of `updates` updates, training alone, at the rates that were measured on the machine. Several devices share the rows
+    of an update (a CPU's processes its cores); what they send is not counted here (scaling.py)."""
     training = settings.training
     assert training.batch_size != "auto"
     seen = updates * training.batch_size if training.max_steps else round(rows.train_rows * float(training.num_train_epochs))
@@ -175,7 +178,7 @@ def training_seconds(settings: Settings, facts: ModelFacts, machine: Machine, ro
     if settings.method == "qlora":
         flops += time.dequantized_flops(facts, max(updates, math.ceil(executed / int(training.micro_batch_tokens))))
     rates = {"bf16": machine.bf16_gflops, "fp16": machine.fp16_gflops or machine.fp32_gflops, "fp32": machine.fp32_gflops}
-    return time.seconds(flops, rates[training.precision], machine.device)
+    return time.seconds(flops, rates[training.precision], machine.device) / ranks.at_work(settings, machine)
 
 
 def update_seconds(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape) -> float:

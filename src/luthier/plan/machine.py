@@ -89,6 +89,14 @@ def _has_device(device: str) -> bool:
     return any(Path(sign).exists() for sign in ("/proc/driver/nvidia/version", "/dev/dxg", "/dev/kfd"))
 
 
+def gpu_count() -> int:
+    """GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, else those that NVIDIA's driver shows; 1 where it shows none."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return max(1, len([one for one in named.split(",") if one.strip()]))
+    return max(1, len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))
+
+
 def process_seconds() -> float:
     """How long this process has been running: since the system started it where that is told (Linux), else since this module was loaded."""
     try:

@@ -94,7 +94,8 @@ def _rows_of_update(run: RunFolder, config: Config, examples: Sequence[Tokenized
     seen = order.examples_of_run(count, batch, float(training.num_train_epochs), training.max_steps)
 
     def rows_of(step: int) -> list[str]:
-        return [run.named(examples[place].source) for place in order.update_rows(count, batch, config.settings.seed, step - 1, seen)]
+        places = order.update_rows(count, batch, config.settings.seed, step - 1, seen, training.rows_together)
+        return [run.named(examples[place].source) for place in places]
 
     return rows_of
 

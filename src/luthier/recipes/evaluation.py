@@ -91,6 +91,11 @@ class Bench:
     def base_rows(self) -> Sequence[Conversation]:
         return self.rows[: self.asked.base_rows]
 
+    @property
+    def asks(self) -> bool:
+        """Whether the rows are questions. Plain texts are read instead: how likely are they?"""
+        return _are_questions(self.rows)
+
 
 def evaluate(run: RunFolder, reporter: Reporter | None = None, *, data: str | None = None, engine: Engine | None = None) -> Scorecard:
     """The scorecard of a run: base (asked plainly, and with examples where `evaluation.shots` says so) beside tuned.
@@ -134,7 +139,7 @@ def compare(
         if call.against and bench.rows:
             _ask_endpoint(bench, call.against)
         scorecard = _scorecard(bench, prices or Prices())
-        samples = [_sample(row, place, bench.columns) for place, row in enumerate(bench.base_rows[:SAMPLES])]
+        samples = [_sample(row, place, bench.columns) for place, row in enumerate(bench.base_rows[:SAMPLES])] if bench.asks else []
         folders.write_scorecard(folder / "scorecard.json", scorecard)
         files.write_lines(folder / "samples.jsonl", [asdict(sample) for sample in samples])
         if run and own:
@@ -212,6 +217,7 @@ def _bench(first: Target, call: Call, folder: Path, reporter: Reporter) -> Bench
     rows: Sequence[Conversation] = []
     if call.data or not call.suites:
         rows = _rows(first, settings, call.data, reporter)[: asked.max_rows]
+        asked = asked if _are_questions(rows) else _asked_of_texts(asked, call, reporter)
         _check(asked, rows, call, reporter)
     if settings and METHODS[settings.method].quantized_base:
         reporter.say(f"base: {quantized.base_of(settings)}, which the adapter was trained beside")
@@ -227,7 +233,32 @@ def _rows(first: Target, settings: Settings | None, data: str | None, reporter: 
         return _rows_of(data, settings.data if settings else DataSettings(train=data), reporter)
     if first.run is None:
         raise CallError("a model by itself holds no rows", where="luthier eval", next_step="luthier eval MODEL --data FILE, or --suite NAME")
-    return _held_out(first.run)
+    return _held_out(first.run, reporter)
+
+
+def _are_questions(rows: Sequence[Conversation]) -> bool:
+    return bool(rows and rows[0].prompt)
+
+
+def _alike(rows: Sequence[Conversation], reporter: Reporter) -> list[Conversation]:
+    """The questions; where there is none, the texts."""
+    found = [row for row in rows if row.prompt]
+    if found and len(found) < len(rows):
+        reporter.say(f"not asked: {len(rows) - len(found)} of {len(rows)} rows, which are plain text")
+    return found or list(rows)
+
+
+def _asked_of_texts(asked: EvaluationSettings, call: Call, reporter: Reporter) -> EvaluationSettings:
+    """What can be counted where nothing is asked. Raises CallError for what only answers have."""
+    given = {f"--metric {name}": True for name in call.metrics if name not in asking.OF_TEXTS}
+    given |= {"--against": bool(call.against), "--samples": call.samples > 1, "--temperature": bool(call.sampling.temperature)}
+    given |= {"--max-new-tokens": bool(call.max_new_tokens)}
+    if unread := [option for option, is_given in given.items() if is_given]:
+        problem = "is about answers, and plain texts ask nothing: how likely they are is measured"
+        raise CallError(problem, where=unread[0], next_step="leave it out, or give rows with a prompt and an answer")
+    names = [name for name in asked.metrics if name in asking.OF_TEXTS] or list(asking.OF_TEXTS)
+    reporter.say(f"plain texts ask nothing: {' and '.join(names)} of their tokens")
+    return asked.model_copy(update={"metrics": names, "shots": 0})
 
 
 def _check(asked: EvaluationSettings, rows: Sequence[Conversation], call: Call, reporter: Reporter) -> None:
@@ -249,7 +280,7 @@ def _check(asked: EvaluationSettings, rows: Sequence[Conversation], call: Call, 
 
 def _ask_first(bench: Bench, target: Target, name: str, engine: Engine) -> None:
     """The first target: of a run the base, the base with examples, then what was trained; of a model itself."""
-    if bench.rows:
+    if bench.asks:
         bench.rows = _that_fit(bench.rows, engine, bench.reporter)
     if target.run is None:
         _ask(bench, target.name, targets.identity(target, name, engine), engine)
@@ -270,8 +301,8 @@ def _ask(bench: Bench, name: str, identity: str, engine: Engine, rows: Sequence[
     """One model: its answers to the rows, what else the metrics ask of it, and the suites."""
     rows = bench.rows if rows is None else rows
     if rows:
-        column = asking.ask(engine, name, identity, rows, [], bench.how, bench.kept, bench.reporter)
-        likely = asking.likelihoods(engine, name, rows, bench.reporter) if {"perplexity", "token_accuracy"} & set(bench.asked.metrics) else []
+        column = asking.ask(engine, name, identity, rows, [], bench.how, bench.kept, bench.reporter) if bench.asks else Column(name, [])
+        likely = asking.likelihoods(engine, name, rows, bench.reporter, _longest(bench)) if set(asking.OF_TEXTS) & set(bench.asked.metrics) else []
         chosen = asking.choices(engine, name, rows, asking.labels_of(bench.rows), bench.reporter) if "choice" in bench.asked.metrics else []
         bench.columns.append(Column(name, column.answers, likely, chosen, column.seconds, column.prompt_tokens))
     if bench.call.suites:
@@ -279,6 +310,12 @@ def _ask(bench: Bench, name: str, identity: str, engine: Engine, rows: Sequence[
         bench.of_suites[name] = suites.run(
             engine, name, identity, call.suites, call.suite_dir, call.max_rows, bench.kept, call.run_code, bench.reporter
         )
+
+
+def _longest(bench: Bench) -> int | None:
+    """The longest text in tokens, as the run measured its own held-out texts; None: as the model's context says."""
+    longest = bench.settings.data.max_length if bench.settings else None
+    return int(longest) if longest and longest != "auto" else None
 
 
 def _ask_endpoint(bench: Bench, against: Against) -> None:
@@ -307,10 +344,12 @@ def _scorecard(bench: Bench, prices: Prices) -> Scorecard:
 def _decoding(bench: Bench) -> dict[str, object]:
     """How the answers were made."""
     drawn = bench.how.sampling
+    own = {} if bench.settings is None else {"precision": bench.settings.training.precision, **_quantization(bench.settings)}
+    if bench.rows and not bench.asks:
+        return own  # nothing was decoded
     strategy: dict[str, object] = {"strategy": "greedy"}
     if drawn.temperature:
         strategy = {"strategy": "sampling", "temperature": drawn.temperature, "top_p": drawn.top_p, "seed": drawn.seed, "samples": bench.how.samples}
-    own = {} if bench.settings is None else {"precision": bench.settings.training.precision, **_quantization(bench.settings)}
     return {**strategy, "max_new_tokens": bench.how.max_new_tokens, **own}
 
 
@@ -329,8 +368,8 @@ def _quantization(settings: Settings) -> dict[str, object]:
     return {"base": quantized.base_of(settings)} if METHODS[settings.method].quantized_base else {}
 
 
-def _held_out(run: RunFolder) -> list[Conversation]:
-    rows = [row for row in ledger.read_held_out(run) if row.prompt and row.label is not False]
+def _held_out(run: RunFolder, reporter: Reporter) -> list[Conversation]:
+    rows = _alike([row for row in ledger.read_held_out(run) if row.label is not False], reporter)
     if not rows:
         raise RunError(
             "the run holds no questions out", where=str(run.path), next_step="luthier eval RUN --data FILE, or set data.eval before training"
@@ -351,9 +390,7 @@ def _rows_of(file: str, trained: DataSettings, reporter: Reporter) -> Sequence[C
     rows = [row for row in loaded.train if row.label is not False]
     if not rows:
         raise DataError("holds bad answers only: none can be compared with", where=file, next_step="give rows with good answers")
-    if not rows[0].prompt:
-        raise DataError("rows of plain text ask nothing", where=file, next_step="give rows with a prompt and an answer")
-    return rows
+    return _alike(rows, reporter)
 
 
 def _that_fit(rows: Sequence[Conversation], engine: Engine, reporter: Reporter) -> Sequence[Conversation]:

@@ -1,6 +1,7 @@
 """What a run would cost, and what every `auto` becomes. No weights are loaded; without torch or the model the tokens are estimated."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,17 @@ from luthier.config.methods import METHODS
 from luthier.config.settings import Settings
 from luthier.data import prepare
 from luthier.data.conversations import check_objective
-from luthier.models import earlier, facts, fetch, find, layer_names, peft_types, weights
+from luthier.errors import CallError
+from luthier.models import facts, fetch, find, layer_names, peft_types, weights
 from luthier.models.catalog import ModelCard
 from luthier.models.facts import ModelFacts
-from luthier.plan import choose, counts, elsewhere, levers, machine, ranges, shape
+from luthier.plan import choose, cost, counts, elsewhere, levers, machine, ranges, scaling, shape, wishes
 from luthier.plan.choose import Plan
 from luthier.plan.decision import Decision, decide
 from luthier.plan.elsewhere import Elsewhere, Prices
 from luthier.plan.levers import Neighbor
 from luthier.plan.ranges import Range
+from luthier.plan.scaling import Scaled
 from luthier.reporting import Reporter, Silent
 
 
@@ -75,6 +78,37 @@ def overview(config: Config, reporter: Reporter | None = None, prices: Path | No
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """A run on more devices, as far as arithmetic tells, and what that stands on."""
+
+    plan: Plan
+    device: str
+    scaled: list[Scaled]
+    assumptions: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """The numbers, a row for each number of devices, and the assumptions."""
+        rows = [dataclasses.asdict(one) for one in self.scaled]
+        return {"device": self.device, "devices": rows, "assumptions": self.assumptions, "links": scaling.rules()["source"].strip()}
+
+
+def on_more_devices(config: Config, counts: Sequence[int], device: str = wishes.HERE, reporter: Reporter | None = None) -> Simulation:
+    """What a run would need and take on each of these numbers of devices of one kind: those of this machine, or of devices.toml by name.
+
+    Raises CallError for a device that is not known there.
+    """
+    plan, _ = _plan(config, reporter or Silent())
+    known = wishes.devices()
+    if device not in (wishes.HERE, *known):
+        raise CallError(f"no device has the name {device!r}", where="--device", next_step=" | ".join((wishes.HERE, *known)))
+    asked, there = plan.settings.model_copy(update={"wrapping": config.settings.wrapping}), plan.machine
+    if device != wishes.HERE:
+        there, asked = elsewhere.machine_of(known[device]), cost.changed(asked, {"training.precision": "bf16", "max_memory": None})
+    found = scaling.simulate(asked, plan.facts, there, plan.rows, plan.updates, counts)
+    return Simulation(plan, there.name, found, scaling.assumptions(there, asked))
+
+
 def _plan(config: Config, reporter: Reporter) -> tuple[Plan, int]:
     """The plan, and how many rows are held out."""
     settings = config.settings
@@ -104,11 +138,11 @@ def _there(folder: Path | None) -> Path:
 
 
 def _going_on(config: Config) -> Settings:
-    """The settings with those of the LoRA adapter that `init_from` names. Raises ConfigError where it names nothing to go on from."""
-    source = earlier.earlier_trained(config)
-    if "lora" not in METHODS[config.settings.method].blocks:
-        return config.settings
-    return config.settings.model_copy(update={"lora": earlier.settings_of(source)})
+    """The settings with those of the adapter that `init_from` names. Raises ConfigError where it names nothing to go on from, and for what
+    was given and differs from how the adapter was made: as `luthier train` does."""
+    from luthier.train import session  # an adapter's settings are read with the libraries that made it: torch comes with them
+
+    return session.with_earlier_adapter(config).settings
 
 
 def _check_layers(config: Config, folder: Path | None, card: ModelCard | None, model_facts: ModelFacts, reporter: Reporter) -> None:

@@ -1,8 +1,11 @@
 """Start small: the whole way of a config on the smallest model that will do and a few rows, before the real run takes its hours."""
 
+import importlib.util
+import json
 import math
 import re
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +17,7 @@ from luthier.config.settings import Settings
 from luthier.errors import LuthierError, ModelError, RunError
 from luthier.models import cache, catalog, find
 from luthier.models.catalog import ModelCard
-from luthier.recipes import conversation, evaluation, handover, planning, training
+from luthier.recipes import conversation, evaluation, handover, planning, serving, training
 from luthier.recipes.proofs.bench import with_values
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder
@@ -24,7 +27,8 @@ ROWS = 100
 DEFAULT = "smollm2-135m-instruct"
 # Below output_dir, in a folder of their own: `last` is the newest run and never a rehearsal.
 FOLDER = "rehearsals"
-LONGEST_ANSWER = 64
+LONGEST_ANSWER, ANSWER_S = 64, 120.0
+QUESTION = "Hello"
 ASKED_ROWS = 8
 # A size in a name, which is rounded: what is to be smaller than a model of that name has less than this share of it.
 SIZE, SMALLER = r"[0-9.]+[mb]\b", 0.9
@@ -57,7 +61,7 @@ class Rehearsal:
 
 
 def rehearse(config: Config, reporter: Reporter | None = None, *, rows: int = ROWS) -> Rehearsal:
-    """Train, evaluate, export and chat as `config` says, on a small sibling of its model and `rows` rows.
+    """Train, evaluate, export, chat and serve as `config` says, on a small sibling of its model and `rows` rows.
 
     It stays in output_dir/rehearsals and is not `last`. Raises LuthierError where a stage fails, which names the stage.
     """
@@ -82,9 +86,9 @@ def rehearse(config: Config, reporter: Reporter | None = None, *, rows: int = RO
 
     run = stage("train", lambda: _trained(small, reporter))
     stage("evaluate", lambda: _evaluated(run, reporter))
-    stage("export", lambda: _exported(run, small, reporter))
-    stage("chat", lambda: _asked(run, small))
-    stages.append(Stage("serve", 0.0, "there is no server in this version"))
+    exported = stage("export", lambda: _exported(run, small, reporter))
+    stage("chat", lambda: _asked(run))
+    stage("serve", lambda: _served(run, small, exported))
     return Rehearsal(run, small.settings.model, stages, _real(config))
 
 
@@ -187,21 +191,40 @@ def _evaluated(run: RunFolder, reporter: Reporter) -> tuple[None, str]:
     return None, ", ".join(f"{name} {metric.value:.0%} of {metric.n}" for name, metric in scores.items())
 
 
-def _exported(run: RunFolder, config: Config, reporter: Reporter) -> tuple[None, str]:
+def _exported(run: RunFolder, config: Config, reporter: Reporter) -> tuple[Path, str]:
     method = METHODS[config.settings.method]
     to = "merged" if method.merges or method.leaves == "model" else "adapter"
-    path, parity = handover.export(run, to, reporter)
+    # So few updates change weights by less than bf16 can hold.
+    path, parity = handover.export(run, to, reporter, precision="fp32" if to == "merged" else None)
     if not parity.passed:
         raise RunError(
             "what was exported does not answer as the trained model does", where=str(path), next_step="luthier verify shows which step differs"
         )
-    return None, f"{to}: mean KL {parity.mean_kl:.1e} nats a token"
+    return path, f"{to}: mean KL {parity.mean_kl:.1e} nats a token"
 
 
-def _asked(run: RunFolder, config: Config) -> tuple[None, str]:
+def _asked(run: RunFolder) -> tuple[None, str]:
     talk = conversation.open_talk(run, Silent(), max_new_tokens=LONGEST_ANSWER)
-    answer = "".join(talk.ask("Hello"))
-    return None, f"'Hello' -> {answer[:60]!r}"
+    answer = "".join(talk.ask(QUESTION))
+    return None, f"{QUESTION!r} -> {answer[:60]!r}"
+
+
+def _served(run: RunFolder, config: Config, exported: Path) -> tuple[None, str]:
+    """One chat over HTTP. What cannot be chosen for each request is served as it was exported."""
+    if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if importlib.util.find_spec(name) is None]:
+        return None, f"left out: it needs {missing[0]} ({serving.INSTALL})"
+    method = METHODS[config.settings.method]
+    served = run.path if method.per_request or method.leaves == "model" else exported
+    asked = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": LONGEST_ANSWER, "temperature": 0}
+    with serving.running(serving.Wanted([str(served)], slots=1)) as (url, name):
+        body = json.dumps({"model": name, **asked}).encode()
+        request = urllib.request.Request(f"{url}/v1/chat/completions", body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=ANSWER_S) as response:
+                answer = json.load(response)["choices"][0]["message"]["content"]
+        except OSError as error:  # also an answer that is no 200
+            raise RunError(f"the server did not answer ({error})", where=str(served), next_step=f"luthier serve {served} shows its log") from error
+    return None, f"{QUESTION!r} -> {answer[:60]!r}, over HTTP"
 
 
 def _real(config: Config) -> list[str]:

@@ -1,11 +1,7 @@
 """Serve a run, a model or a folder, with adapters by name, through an API that OpenAI's clients speak."""
 
-import logging
-import os
-import signal
-import socket
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +10,24 @@ from luthier.config.load import load_config
 from luthier.config.methods import METHODS
 from luthier.engine import Engine, opening, row_adapters
 from luthier.engine.by_row import RowAdapter
-from luthier.errors import CallError, MachineError, RunError
+from luthier.errors import CallError, RunError
 from luthier.models import adapters
+from luthier.plan import machine
+from luthier.rag.embedding import embedder_of
+from luthier.rag.finding import Finder
+from luthier.rag.grounding import NOT_THERE, Grounder, Grounding
+from luthier.rag.index import open_index, read_facts
+from luthier.records import Turn
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder, is_run, open_run
-from luthier.serve import contract, keys
+from luthier.serve import contract, keys, listening
 from luthier.serve.doors import Doors, Limits
+from luthier.serve.passages import LookedUp
 from luthier.serve.registry import Served, check_name
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LEAST_ROOM_BYTES = 64 << 20
+# Beside passages an answer has this much room where the request does not say.
+ANSWER_TOKENS = 256
 INSTALL = 'pip install "luthier[serve]"'
 
 
@@ -41,6 +46,10 @@ class Wanted:
     allowed_hosts: Sequence[str] = ()
     precision: str = "auto"
     answer_s: float = 600.0
+    kept_bytes: int | None = None  # for keys and values of all requests; None: half of what the model leaves
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    index: Path | None = None  # of documents that questions are answered from
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,49 +68,36 @@ def serve(wanted: Wanted, reporter: Reporter | None = None) -> None:
     """
     reporter = reporter or Silent()
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401
 
         from luthier.serve import http  # noqa: F401
     except ImportError as error:
         raise CallError(f"needs {error.name}", where="luthier serve", next_step=INSTALL) from error
-    allowed = keys.read(wanted.keys, os.environ.get(keys.ENVIRONMENT))
-    if wanted.host not in LOOPBACK and not allowed.keys:
-        raise CallError(
-            f"would answer everyone who reaches {wanted.host}",
-            where="luthier serve --host",
-            next_step="--keys FILE (luthier serve --new-key NAME --keys FILE makes one), or leave --host out",
-        )
-    listening = _listen(wanted.host, wanted.port)
+    if wanted.index is not None:
+        read_facts(wanted.index)  # what is wrong with it is told before the model is loaded
+    allowed, secured = listening.allowed_keys(wanted.host, wanted.keys), listening.tls(wanted.tls_certificate, wanted.tls_key)
+    open_socket = listening.listen(wanted.host, wanted.port)
     try:
         opened = _open(wanted, reporter)
         app: Any = application(wanted, opened, allowed)
     except BaseException:
-        listening.close()
+        open_socket.close()
         raise
-    port = listening.getsockname()[1]
-    _say(wanted, opened, port, bool(allowed.keys), reporter)
-    _log_to_standard_error()
-    settings = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=15,
-        limit_concurrency=1024,
-        h11_max_incomplete_event_size=16 << 10,
-        timeout_graceful_shutdown=30,
-        lifespan="on",
-        http="h11",
-    )
-    # uvicorn sends itself the signal again that ended it; a signal is how a server ends, and no fault.
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        uvicorn.Server(settings).run(sockets=[listening])
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    port = open_socket.getsockname()[1]
+    for line in listening.announcement([opened.base, *(one for one, _ in opened.adapters)], wanted.host, port, bool(allowed.keys), secured):
+        reporter.say(line)
+    listening.log_to_standard_error()
+    listening.answer(app, open_socket, secured)
     left = app.app.state.server.answering.in_flight
     reporter.say(f"ended with {left} requests unanswered" if left else "ended; every request was answered")
+
+
+@contextmanager
+def running(wanted: Wanted, reporter: Reporter | None = None) -> Iterator[tuple[str, str]]:
+    """Serve on a free port of this machine for as long as the block runs. Gives the URL, and the name of what was named last."""
+    opened = _open(wanted, reporter or Silent())
+    with listening.in_background(application(wanted, opened, keys.Keys([]))) as url:
+        yield url, [opened.base, *(one for one, _ in opened.adapters)][-1].name
 
 
 def application(wanted: Wanted, opened: Opened, allowed: keys.Keys) -> Doors:
@@ -113,14 +109,14 @@ def application(wanted: Wanted, opened: Opened, allowed: keys.Keys) -> Doors:
     from luthier.serve.counters import Counters
     from luthier.serve.registry import Registry
 
-    engine = opened.engine
+    engine, kept_bytes = opened.engine, wanted.kept_bytes or room_bytes(opened.engine)
     words = len(engine.head.weight)
     named = [served for served, _ in opened.adapters]
     registry = Registry(opened.base, named, wanted.adapters, lambda folder: row_adapters.load(engine.model, folder), wanted.most_loaded)
     for served, adapter in opened.adapters:
         registry.keep(served.name, adapter)
     server = http.Server(
-        answering=Answering(engine.model, wanted.slots, wanted.queue, torch.get_num_threads(), engine.context),
+        answering=Answering(engine.model, wanted.slots, wanted.queue, torch.get_num_threads(), engine.context, kept_bytes),
         tokenizer=engine.tokenizer,
         stop_ids=frozenset(engine.stop_ids),
         context=engine.context,
@@ -129,9 +125,31 @@ def application(wanted: Wanted, opened: Opened, allowed: keys.Keys) -> Doors:
         counters=Counters(),
         grammars=bending.Grammars(engine.tokenizer, words, engine.stop_ids),
         limits=Limits(answer_s=wanted.answer_s),
+        **(_documents(wanted.index, engine) if wanted.index else {}),
     )
-    own_names = {*wanted.allowed_hosts, *(LOOPBACK if wanted.host in LOOPBACK else ()), *(("[::1]",) if wanted.host in LOOPBACK else ())}
-    return http.application(server, allowed, frozenset(name.lower() for name in own_names))
+    return http.application(server, allowed, listening.own_names(wanted.host, tuple(wanted.allowed_hosts)))
+
+
+def _documents(index: Path, engine: Engine) -> dict[str, Any]:
+    """What a server with documents has beside its model: a look-up, and the embedder of the index."""
+    opened = open_index(index)
+    embedder = embedder_of(opened.facts.embedder)
+    grounder = Grounder(Finder(opened, embedder), Grounding(), engine.tokenizer, engine.context)
+
+    def look_up(turns: list[Turn], answer_tokens: int | None) -> LookedUp:
+        grounded = grounder(turns, answer_tokens or ANSWER_TOKENS)
+        return LookedUp(grounded.turns, grounded.passages, "" if grounded.used else NOT_THERE)
+
+    return {"look_up": look_up, "embed": embedder, "embed_name": embedder.name}
+
+
+def room_bytes(engine: Engine) -> int:
+    """Bytes for the keys and values of requests: half of what the weights leave of the device's memory, which the other half works in."""
+    import torch
+
+    total = int(torch.cuda.get_device_properties(engine.device).total_memory) if engine.device.type == "cuda" else machine.memory_bytes()
+    weights = sum(int(tensor.nbytes) for tensor in engine.model.parameters())
+    return max(LEAST_ROOM_BYTES, (total - weights) // 2)
 
 
 def _open(wanted: Wanted, reporter: Reporter) -> Opened:
@@ -201,36 +219,3 @@ def _adapter(name: str, place: str, engine: Engine, reporter: Reporter) -> tuple
 
 def _checked(run: RunFolder, engine: Engine) -> dict[str, Any]:
     return contract.read_checked(run, engine.tokenizer, engine.stop_ids)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 is any free one. Before the model is loaded, so that a port in use is told at once."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except OSError as error:
-        listening.close()
-        raise MachineError(f"cannot listen there ({error.strerror})", where=f"{host}:{port}", next_step="--port 0 takes a free one") from error
-    return listening
-
-
-def _say(wanted: Wanted, opened: Opened, port: int, with_keys: bool, reporter: Reporter) -> None:
-    host = f"[{wanted.host}]" if ":" in wanted.host else wanted.host
-    for one in [opened.base, *(served for served, _ in opened.adapters)]:
-        system = f", with its system message where a request has none: {one.system}" if one.system else ""
-        reporter.say(f"model {one.name}{' (the base)' if one is opened.base else ''}{system}")
-    reporter.say(f"keys: {'asked for' if with_keys else 'none, as only this machine can ask'}")
-    reporter.say(f"serving on http://{host}:{port}/v1 (Ctrl-C ends it after what is being answered)")
-
-
-def _log_to_standard_error() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    for name in ("luthier.serve", "uvicorn.error"):
-        logger = logging.getLogger(name)
-        logger.addHandler(handler)
-        logger.propagate = False
-    logging.getLogger("luthier.serve").setLevel(logging.INFO)
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)

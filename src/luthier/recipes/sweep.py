@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier import files, run_lock
+from luthier.config.launch_rules import one_process
 from luthier.config.load import Config, load_config, settings_to_yaml
 from luthier.config.metric_names import with_file
 from luthier.config.search import Search, check_search, override
@@ -104,6 +105,9 @@ def begin(
     reporter = reporter or Silent()
     settings = config.settings
     sampler.require_optuna()
+    if not one_process(settings):
+        problem = "each trial is one process, and devices or nodes ask for several"
+        raise ConfigError(problem, where="devices", next_step="devices: 1 for the search, and the best of it on all of them; or luthier sweep --ray")
     if any(source.path == "-" for source in settings.data.sources):
         raise ConfigError("standard input is read once, and a search reads the rows for each trial", where="data.train: -", next_step="name a file")
     if not prepare.load_rows(settings.data, config.file.parent, settings.seed, Silent()).held_out:
@@ -179,9 +183,9 @@ def tell(sweep: Sweep, trial: Trial) -> Sweep:
     return sweep
 
 
-def run_trial(sweep: Sweep, trial: Trial, reporter: Reporter) -> Trial:
+def run_trial(sweep: Sweep, trial: Trial, reporter: Reporter, tell_part: Callable[[int, float], None] | None = None) -> Trial:
     """Run a trial to its end, or until it is given up; one that was stopped before goes on from its newest whole checkpoint, or, where it
-    has none, from its first update."""
+    has none, from its first update. `tell_part` hears what was measured in each part of the run, once it is over."""
     gc.collect()  # the model of the trial before
     title = f"{trial.number:02d}"
     state, why, stop = "done", "", Stop()
@@ -192,7 +196,7 @@ def run_trial(sweep: Sweep, trial: Trial, reporter: Reporter) -> Trial:
                 raise _GivenUp  # it was ended before that was kept
             if begun is None or not (begun.trained.is_dir() and begun.report.is_file()):
                 config = load_config(begun.config) if begun else _config_of(sweep, trial)
-                watch = functools.partial(_watcher, sweep, trial, bar.advance, stop)
+                watch = functools.partial(_watcher, sweep, trial, bar.advance, tell_part, stop)
                 training.fit(config, Silent(), title=title, resume=begun, watch=watch)
         except _GivenUp:
             state = "pruned"
@@ -231,7 +235,15 @@ def _begun(sweep: Sweep, trial: Trial) -> RunFolder | None:
     return whole[-1] if whole else None
 
 
-def _watcher(sweep: Sweep, trial: Trial, advance: Callable[[int, str], None], seen: Stop, run: RunFolder, stop: Stop) -> loop.Watcher:
+def _watcher(
+    sweep: Sweep,
+    trial: Trial,
+    advance: Callable[[int, str], None],
+    tell_part: Callable[[int, float], None] | None,
+    seen: Stop,
+    run: RunFolder,
+    stop: Stop,
+) -> loop.Watcher:
     """Told of each update of a trial; raises _GivenUp once its held-out curve stays behind. `seen` learns of a signal, whenever it comes."""
     _require_same_rows(sweep, trial, run)
     due = watchers.evaluates_at(load_config(run.config).settings, _updates(run))
@@ -243,6 +255,8 @@ def _watcher(sweep: Sweep, trial: Trial, advance: Callable[[int, str], None], se
             return
         part = max(curve)
         advance(part, f"{sweep.search.metric} {curve[part]:.4f}")
+        if tell_part:
+            tell_part(part, curve[part])
         if _is_behind(sweep, trial, curve):
             raise _GivenUp
 

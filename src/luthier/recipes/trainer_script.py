@@ -59,6 +59,7 @@ def _check_settings(config: Config) -> None:
         "training.learning_rates": bool(training.learning_rates),
         "training.lr_scheduler_type": training.lr_scheduler_type not in ("linear", "cosine", "constant"),
         "training.neftune_noise_alpha": training.neftune_noise_alpha > 0,
+        "training.rows_together": training.rows_together > 1,
         "training.label_smoothing_factor": training.label_smoothing_factor > 0,
         "init_from": settings.init_from is not None,
         "template": settings.template != "auto",

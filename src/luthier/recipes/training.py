@@ -1,10 +1,12 @@
 """The recipe of a run's objective: what trains, where any settings file may come; and which run it goes on with."""
 
+from pathlib import Path
+
 from luthier.config.load import Config
 from luthier.diagnose.report import write_report
 from luthier.recipes import preference, sft
 from luthier.reporting import Reporter, Silent
-from luthier.run_folder import RunFolder
+from luthier.run_folder import RunFolder, list_runs
 from luthier.train import resuming, session
 
 
@@ -33,3 +35,8 @@ def fit(
 def newest_stopped(config: Config) -> RunFolder:
     """The run that `luthier train CONFIG --resume` goes on with. Raises CallError where there is none."""
     return resuming.newest_stopped(config)
+
+
+def newest(config: Config) -> RunFolder:
+    """The newest run of these settings' output folder: what processes that were started elsewhere have left."""
+    return list_runs(Path(config.beside(config.settings.output_dir)))[-1]

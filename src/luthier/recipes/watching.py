@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from luthier import files, run_lock
@@ -83,6 +84,31 @@ def follow(run: RunFolder, every_s: float, *, sleep: Callable[[float], None] = t
         if ended != "running":
             return
         sleep(every_s)
+
+
+def said(run: RunFolder, newest: int, every_s: float | None, *, sleep: Callable[[float], None] = time.sleep) -> Iterator[str]:
+    """The newest lines of log.txt; with `every_s`, those that come as well, looked for so often, until nobody works in the run any more."""
+    offset, first = 0, True
+    while True:
+        over = every_s is None or _at_work(run)[0] != "running"  # before what is there is read: nothing of the end is missed
+        lines, offset = _new_lines(run.log, offset)
+        yield from lines[-newest:] if first else lines
+        if over or every_s is None:
+            return
+        first = False
+        sleep(every_s)
+
+
+def _new_lines(path: Path, offset: int) -> tuple[list[str], int]:
+    """The whole lines behind `offset`, and where they end. A file that became shorter is read from its beginning."""
+    try:
+        with open(path, "rb") as stream:
+            stream.seek(offset if offset <= os.fstat(stream.fileno()).st_size else 0)
+            start, found = stream.tell(), stream.read()
+    except FileNotFoundError:
+        return [], 0
+    whole = found[: found.rfind(b"\n") + 1]
+    return whole.decode("utf-8", "replace").splitlines(), start + len(whole)
 
 
 def look(run: RunFolder) -> State:

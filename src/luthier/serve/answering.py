@@ -8,11 +8,14 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 
 from luthier.engine.continuous import CHUNK_TOKENS, Continuous, Request, Said
+from luthier.engine.slots import PLACES
+from luthier.errors import DataError
 from luthier.serve.faults import Fault, internal, overloaded, stopping
 
 LOG = logging.getLogger("luthier.serve")
@@ -32,10 +35,11 @@ class Job:
 
 
 class Answering:
-    """A model that answers many requests together on a thread of its own."""
+    """A model that answers many requests together on a thread of its own. Their keys and values take `kept_bytes` at most (None: any number)."""
 
-    def __init__(self, model: Any, slots: int, queue: int, threads: int, context: int | None = None) -> None:
-        self.model, self.most_waiting, self.slots = model, queue, slots
+    def __init__(self, model: Any, slots: int, queue: int, threads: int, context: int | None = None, kept_bytes: int | None = None) -> None:
+        self.model, self.most_waiting, self.slots, self.kept_bytes = model, queue, slots, kept_bytes
+        self.most_tokens: int | None = None  # of all requests together, and so of one; known once it is ready
         self._threads = threads
         self._warm_tokens = min(CHUNK_TOKENS + 1, (context or CHUNK_TOKENS) - 3)
         self._continuous = Continuous(model, slots)
@@ -79,8 +83,15 @@ class Answering:
             if len(self._jobs) + len(jobs) > self.most_waiting + self.slots:
                 raise overloaded()
             self._jobs |= {job.request: job for job in jobs}
-            self._inbox.extend(lambda job=job: self._continuous.add(job.request) for job in jobs)  # type: ignore[misc]
+            self._inbox.extend(partial(self._add, job) for job in jobs)
             self._changed.notify()
+
+    def _add(self, job: Job) -> None:
+        try:
+            self._continuous.add(job.request)
+        except DataError as error:  # it came before it was known how much room there is
+            del self._jobs[job.request]
+            job.tell(Fault(400, "context_length_exceeded", f"{error.problem}. Try: {error.next_step}", "messages"))
 
     def cancel(self, jobs: list[Job]) -> None:
         """Stop answering requests, wherever they are; those that have ended are left as they are."""
@@ -156,7 +167,12 @@ class Answering:
         self._continuous.add(Request([0] * self._warm_tokens, 3, frozenset()))
         while not self._continuous.idle:
             self._continuous.step()
-        self._continuous = Continuous(self.model, self.slots)
+        if self.kept_bytes is not None:
+            self.most_tokens = max(PLACES, self.kept_bytes // self._continuous.slots.place_bytes)
+        self._continuous = self._made()
+
+    def _made(self) -> Continuous:
+        return Continuous(self.model, self.slots, most_places=self.most_tokens)
 
     def _step(self) -> None:
         try:
@@ -183,7 +199,7 @@ class Answering:
         failed = list(self._continuous.running)
         waiting = list(self._continuous.waiting)
         self._continuous.by_row.give_back()
-        self._continuous = Continuous(self.model, self.slots)
+        self._continuous = self._made()
         for request in failed:
             if job := self._jobs.pop(request, None):
                 job.tell(internal())

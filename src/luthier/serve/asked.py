@@ -10,6 +10,7 @@ from luthier.data.formats.book import Book
 from luthier.data.formats.message import read_messages
 from luthier.data.formats.said import turns
 from luthier.data.formats.unfit import Unfit
+from luthier.engine.sampling import LIMITS
 from luthier.records import Turn
 from luthier.serve.faults import bad_request
 
@@ -30,7 +31,7 @@ class _Asked(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=LIMITS["repetition_penalty"][0], le=10)] = 1.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
@@ -89,6 +90,7 @@ class ChatAsked(_Asked):
     tools: list[dict[str, JsonValue]] | None = None
     tool_choice: Literal["auto", "none"] | None = None
     response_format: ResponseFormat | None = None
+    rag: bool | None = None  # false: nothing is looked up for this request
 
     @property
     def turns(self) -> list[Turn]:

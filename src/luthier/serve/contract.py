@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from luthier import files
@@ -66,11 +66,15 @@ def _same(golden: dict[str, Any], template_sha256: str, tokenizer: Any) -> bool:
     """Whether the messages still give the same tokens. A template that writes today's date can only be compared itself."""
     if "strftime_now" in str(tokenizer.chat_template):
         return template_hash(tokenizer) == template_sha256
-    turns = [Turn(message["role"], message["content"], extra=message.get("extra", "")) for message in golden["messages"]]
     try:
-        return bool(prompt_ids(turns, tokenizer, golden.get("tools", "")) == golden["ids"])
+        return bool(prompt_ids(turns_of(golden), tokenizer, golden.get("tools", "")) == golden["ids"])
     except DataError:
         return False
+
+
+def turns_of(golden: Mapping[str, Any]) -> list[Turn]:
+    """The turns of a golden prompt."""
+    return [Turn(message["role"], message["content"], extra=message.get("extra", "")) for message in golden["messages"]]
 
 
 def template_hash(tokenizer: Any) -> str:

@@ -23,11 +23,17 @@ OPEN_TO_ALL = ("/health",)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much one request may send, and how long it may take to send it."""
+    """How much one request may send, and how long it may take for it; how many connections there may be."""
 
+    target_bytes: int = 8 << 10
+    header_bytes: int = 16 << 10
+    header_lines: int = 100
     body_bytes: int = 1 << 20
+    header_s: float = 10.0
     body_s: float = 30.0
+    write_s: float = 30.0  # without a byte that the client took
     answer_s: float = 600.0
+    connections: int = 1024
 
 
 class Doors:
@@ -54,6 +60,7 @@ class Doors:
             await send(message)
 
         try:
+            self._check_head(scope)
             scope["state"]["key"] = self._let_in(scope)
             await self.app(scope, self._bounded(scope, receive), sending)
         except Fault as fault:
@@ -67,6 +74,14 @@ class Doors:
             who = {"key": key.name} if key else {}
             line = {"request_id": request_id, "method": method, "path": path, "status": status, "seconds": round(seconds, 3), **who}
             ACCESS.info(json.dumps(line))
+
+    def _check_head(self, scope: MutableMapping[str, Any]) -> None:
+        """The connection bounds only what comes in pieces."""
+        if len(scope.get("raw_path", b"")) + len(scope.get("query_string", b"")) > self.limits.target_bytes:
+            raise Fault(414, "target_too_long", f"a path may have {self.limits.target_bytes:,} bytes")
+        headers = scope["headers"]
+        if len(headers) > self.limits.header_lines or sum(len(name) + len(value) for name, value in headers) > self.limits.header_bytes:
+            raise Fault(431, "headers_too_large", f"there may be {self.limits.header_lines} headers, and {self.limits.header_bytes:,} bytes of them")
 
     def _let_in(self, scope: MutableMapping[str, Any]) -> Any:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}

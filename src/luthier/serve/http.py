@@ -2,31 +2,30 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel
-from starlette.exceptions import HTTPException
 
 from luthier.data.tokenize import prompt_ids
 from luthier.engine import continuous
 from luthier.engine.answers import Text, text_of
 from luthier.engine.by_row import RowAdapter
 from luthier.engine.sampling import Sampling
+from luthier.engine.spelling import Spelling
 from luthier.errors import DataError
 from luthier.records import Turn
-from luthier.serve import bending, bodies
+from luthier.serve import bending, passages, routing
 from luthier.serve.answering import Answering, Job
 from luthier.serve.asked import AdapterAsked, ChatAsked, CompletionAsked
 from luthier.serve.counters import Counters
 from luthier.serve.doors import Doors, Limits
+from luthier.serve.embedding import Embed, Embeddings, EmbeddingsAsked
 from luthier.serve.faults import Fault, bad_request, internal, too_late
 from luthier.serve.keys import Keys
 from luthier.serve.registry import Registry, Served, now
@@ -35,7 +34,9 @@ from luthier.serve.shapes import Answered, Part, Shape, chat_shape, completion_s
 LOG = logging.getLogger("luthier.serve")
 Asked = TypeVar("Asked", ChatAsked, CompletionAsked)
 LEAST_TEMPERATURE = 1e-4
-GONE_S = 0.1  # how often it is looked whether the client has gone
+# Faults of an adapter's files that may be over in a moment, and how often and how soon they are read again.
+UNFIT = ("adapter_unusable", "adapter_changes")
+MOST_LOADS, LOAD_AGAIN_S = 8, 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,9 @@ class Server:
     grammars: bending.Grammars
     limits: Limits
     drain_s: float = 30.0
+    embed: Embed | None = None
+    embed_name: str = "embeddings"
+    look_up: passages.LookUp | None = None
 
 
 def application(server: Server, keys: Keys, hosts: frozenset[str]) -> Doors:
@@ -63,15 +67,11 @@ def application(server: Server, keys: Keys, hosts: frozenset[str]) -> Doors:
         yield
         await asyncio.to_thread(server.answering.stop, server.drain_s)
 
-    app = FastAPI(title="Luthier", version="1", lifespan=life)
-    app.state.server = server
-    app.add_exception_handler(Fault, _say_fault)
-    app.add_exception_handler(HTTPException, _say_http_fault)
-    app.add_exception_handler(Exception, _say_failure)
-    routes = Routes(server)
-    table: list[tuple[str, str, Callable[..., Any], type[BaseModel] | None]] = [
+    routes, embeddings = Routes(server), Embeddings(server.embed, server.embed_name, lambda text: len(server.tokenizer(text).input_ids))
+    table: list[routing.Route] = [
         ("/v1/chat/completions", "POST", routes.chat, ChatAsked),
         ("/v1/completions", "POST", routes.complete, CompletionAsked),
+        ("/v1/embeddings", "POST", embeddings.answer, EmbeddingsAsked),
         ("/v1/load_lora_adapter", "POST", routes.load, AdapterAsked),
         ("/v1/unload_lora_adapter", "POST", routes.unload, AdapterAsked),
         ("/v1/models", "GET", routes.models, None),
@@ -80,57 +80,61 @@ def application(server: Server, keys: Keys, hosts: frozenset[str]) -> Doors:
         ("/ready", "GET", routes.ready, None),
         ("/metrics", "GET", routes.metrics, None),
     ]
-    for path, method, handler, model in table:
-        body = {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}} if model else None
-        app.add_api_route(path, handler, methods=[method], openapi_extra=body, response_model=None)
-    return Doors(app, keys, hosts, server.limits, server.counters.count)
-
-
-def _id_of(request: Request) -> str:
-    return str(request.scope["state"]["request_id"])
-
-
-async def _say_fault(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Fault)
-    headers = {"retry-after": str(error.retry_after_s)} if error.retry_after_s is not None else {}
-    return JSONResponse(error.body(_id_of(request)), error.status, headers)
-
-
-async def _say_http_fault(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    fault = Fault(error.status_code, "not_found" if error.status_code == 404 else "not_allowed", str(error.detail))
-    return JSONResponse(fault.body(_id_of(request)), error.status_code, dict(error.headers or {}))
-
-
-async def _say_failure(request: Request, error: Exception) -> Response:
-    LOG.error("%s failed", _id_of(request), exc_info=error)
-    return JSONResponse(internal().body(_id_of(request)), 500)
+    return routing.application(server, table, life, keys, hosts, server.limits, server.counters.count)
 
 
 class Routes:
     """What each path does."""
 
     def __init__(self, server: Server) -> None:
-        self.server = server
+        self.server, self.spelling = server, Spelling.of(server.tokenizer)
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation (OpenAI's chat completions)."""
-        asked = await self._read(request, ChatAsked)
+        asked = await routing.read(request, ChatAsked)
         bends = []
         if asked.response_format and (schema := asked.response_format.schema_of_answer) is not None:
             bends = [await asyncio.to_thread(self.server.grammars.bend, schema) for _ in range(asked.n)]
 
-        async def prompt(served: Served) -> list[int]:
-            turns = asked.turns
-            if served.system and turns[0].role != "system":
-                turns = [Turn("system", served.system), *turns]
-            return await self._ids(turns, asked.tools_as_json)
+        served = await self._served(request, asked.model)
+        turns = asked.turns
+        if served.system and turns[0].role != "system":
+            turns = [Turn("system", served.system), *turns]
+        looked_up = await self._looked_up(asked, turns)
+        if looked_up is not None and looked_up.answer:
+            return self._without_model(request, asked, served, looked_up)
 
-        return await self._answer(request, asked, prompt, chat_shape, bends)
+        async def prompt(served: Served) -> list[int]:
+            return await self._ids(turns if looked_up is None else looked_up.turns, asked.tools_as_json)
+
+        def shape(*about: Any) -> Shape:
+            return chat_shape(*about) if looked_up is None else passages.Cited(chat_shape(*about), looked_up.passages)
+
+        return await self._answer(request, asked, prompt, shape, bends)
+
+    async def _looked_up(self, asked: ChatAsked, turns: list[Turn]) -> passages.LookedUp | None:
+        """The conversation with passages; None where this request or this server looks nothing up."""
+        if self.server.look_up is None:
+            if asked.rag:
+                raise bad_request("rag", "is asked for, and this server has no documents", "luthier serve RUN --rag INDEX")
+            return None
+        if asked.rag is False or turns[-1].role != "user":  # what a tool gave is no question
+            return None
+        try:
+            return await asyncio.to_thread(self.server.look_up, turns, asked.limit)
+        except DataError as error:
+            raise bad_request("messages", error.problem, error.next_step) from error
+
+    def _without_model(self, request: Request, asked: ChatAsked, served: Served, looked_up: passages.LookedUp) -> Response:
+        shape = passages.Cited(chat_shape(routing.id_of(request), now(), served.name, asked.likeliest, self.spelling), looked_up.passages)
+        if asked.stream:
+            with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+            return StreamingResponse(passages.stream(shape, looked_up.answer, asked.n, with_usage), media_type="text/event-stream")
+        return JSONResponse(passages.whole(shape, looked_up.answer, asked.n))
 
     async def complete(self, request: Request) -> Response:
         """Go on with a text (OpenAI's completions)."""
-        asked = await self._read(request, CompletionAsked)
+        asked = await routing.read(request, CompletionAsked)
 
         async def prompt(served: Served) -> list[int]:
             if isinstance(asked.prompt, str):
@@ -144,25 +148,32 @@ class Routes:
     async def models(self, request: Request) -> Response:
         """The base and its adapters."""
         key = request.scope["state"]["key"]
-        found = [one for one in await asyncio.to_thread(self.server.registry.all) if key is None or key.may_use(one.name)]
-        return JSONResponse({"object": "list", "data": [model_shape(one, self.server.registry.base) for one in found]})
+        shapes = [model_shape(one, self.server.registry.base) for one in await asyncio.to_thread(self.server.registry.all)]
+        if self.server.embed is not None:
+            embedder = Served(self.server.embed_name)
+            shapes.append(model_shape(embedder, embedder))
+        return JSONResponse({"object": "list", "data": [one for one in shapes if key is None or key.may_use(one["id"])]})
 
     async def model(self, request: Request, name: str) -> Response:
         """One model."""
+        if self.server.embed is not None and name == self.server.embed_name:
+            routing.check_key(request, name)
+            embedder = Served(name)
+            return JSONResponse(model_shape(embedder, embedder))
         return JSONResponse(model_shape(await self._served(request, name), self.server.registry.base))
 
     async def load(self, request: Request) -> Response:
         """Answer to an adapter's name, with its folder as it is now."""
-        asked = await self._read(request, AdapterAsked)
-        self._check_admin(request)
+        asked = await routing.read(request, AdapterAsked)
+        routing.check_admin(request)
         await asyncio.to_thread(self.server.registry.take_in, asked.lora_name)
-        await self._load(asked.lora_name)
+        await self._load(asked.lora_name, anew=True)
         return JSONResponse({"status": "loaded", "model": asked.lora_name})
 
     async def unload(self, request: Request) -> Response:
         """Answer to an adapter's name no more; what is being answered is answered."""
-        asked = await self._read(request, AdapterAsked)
-        self._check_admin(request)
+        asked = await routing.read(request, AdapterAsked)
+        routing.check_admin(request)
         adapter = await asyncio.to_thread(self.server.registry.unload, asked.lora_name)
         if adapter is not None:
             self.server.answering.forget(adapter.key)
@@ -179,30 +190,15 @@ class Routes:
 
     async def metrics(self, request: Request) -> Response:
         """Counters in Prometheus' text format."""
-        self._check_admin(request)
+        routing.check_admin(request)
         counters, answering = self.server.counters, self.server.answering
         counters.in_flight.set(answering.in_flight)
         counters.running.set(answering.running)
         counters.loaded.set(len(self.server.registry.loaded))
         return Response(counters.text(), media_type="text/plain; version=0.0.4")
 
-    async def _read(self, request: Request, model: Any) -> Any:
-        body = await request.body()
-        headers = request.headers
-        return await asyncio.to_thread(bodies.read, body, headers.get("content-type", ""), headers.get("content-encoding", ""), model)
-
-    def _check_key(self, request: Request, name: str) -> None:
-        key = request.scope["state"]["key"]
-        if key is not None and not key.may_use(name):
-            raise Fault(403, "model_not_allowed", "this API key may not use that model", "model")
-
-    def _check_admin(self, request: Request) -> None:
-        key = request.scope["state"]["key"]
-        if key is not None and not key.admin:
-            raise Fault(403, "not_admin", "this API key may only ask models")
-
     async def _served(self, request: Request, name: str) -> Served:
-        self._check_key(request, name)
+        routing.check_key(request, name)
         return await asyncio.to_thread(self.server.registry.served, name)
 
     async def _adapter(self, served: Served) -> RowAdapter | None:
@@ -210,14 +206,25 @@ class Routes:
             return None
         return await asyncio.to_thread(self.server.registry.ready, served.name) or await self._load(served.name)
 
-    async def _load(self, name: str) -> RowAdapter:
-        """Read an adapter between two steps: a prompt's virtual tokens run through the model."""
+    async def _load(self, name: str, *, anew: bool = False) -> RowAdapter:
+        """Read an adapter; one that is being replaced right now, once more a moment later."""
+        for _ in range(MOST_LOADS):
+            try:
+                return await self._load_once(name, anew=anew)
+            except Fault as fault:
+                if fault.code not in UNFIT or not await asyncio.to_thread(self.server.registry.just_changed, name):
+                    raise
+            await asyncio.sleep(LOAD_AGAIN_S)
+        return await self._load_once(name, anew=anew)
+
+    async def _load_once(self, name: str, *, anew: bool) -> RowAdapter:
+        """Between two steps: a prompt's virtual tokens run through the model."""
         loop, done = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
 
         def then(given: Any) -> None:
             loop.call_soon_threadsafe(lambda: done.done() or (done.set_exception if isinstance(given, BaseException) else done.set_result)(given))
 
-        self.server.answering.call(lambda: self.server.registry.load(name), then)
+        self.server.answering.call(lambda: self.server.registry.load(name, anew=anew), then)
         adapter: RowAdapter = await done
         return adapter
 
@@ -238,20 +245,22 @@ class Routes:
         answers = Answers(self.server, served.name, text)
         key = request.scope["state"]["key"]
         answers.ask(self._requests(asked, prompt, adapter, text, grammars, answers, key.name if key else ""))
-        shape = shape_of(_id_of(request), now(), served.name, asked.likeliest, self.server.tokenizer)
+        shape = shape_of(routing.id_of(request), now(), served.name, asked.likeliest, self.spelling)
         if asked.stream:
             with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
             return StreamingResponse(answers.stream(shape, with_usage, self.server.limits.answer_s), media_type="text/event-stream")
-        return JSONResponse(await _unless_gone(request, answers.whole(shape, self.server.limits.answer_s), answers.cancel))
+        return JSONResponse(await routing.unless_gone(request, answers.whole(shape, self.server.limits.answer_s), answers.cancel))
 
     def _limit(self, prompt_tokens: int, asked: int | None) -> int:
-        context = self.server.context
-        if context is None:
+        context, room = self.server.context, self.server.answering.most_tokens
+        most = min((limit for limit in (context, room) if limit is not None), default=None)
+        if most is None:
             return asked or 4096
-        if prompt_tokens >= context:
-            problem = f"the prompt has {prompt_tokens:,} tokens and the model's context {context:,}"
+        if prompt_tokens >= most:
+            what = "the model's context" if most == context else "the memory of this server"
+            problem = f"the prompt has {prompt_tokens:,} tokens and {what} {most:,}"
             raise Fault(400, "context_length_exceeded", f"{problem}: there is no room for an answer. Try: a shorter prompt", "messages")
-        return min(asked or context, context - prompt_tokens)
+        return min(asked or most, most - prompt_tokens)
 
     def _requests(
         self, asked: Any, prompt: list[int], adapter: RowAdapter | None, text: Text, grammars: list[continuous.Bend], answers: "Answers", tenant: str
@@ -309,25 +318,25 @@ class Answers:
         """Nobody waits any more."""
         self.server.answering.cancel(self._jobs)
 
-    async def parts(self, answer_s: float) -> AsyncIterator[Part]:
+    async def parts(self, answer_s: float, *, whole: bool = False) -> AsyncIterator[Part]:
         """What each answer says, as it comes; ends when all have ended. Raises a Fault where one fails or the time is up."""
-        growing = [Answered(self.text) for _ in self._jobs]
-        first = True
+        growing = [Answered(self.text, whole) for _ in self._jobs]
+        first, latest = True, self._loop.time() + answer_s
         try:
-            async with asyncio.timeout(answer_s):
-                while self._open:
+            while self._open:
+                async with asyncio.timeout_at(latest):  # not around what the client does with a part
                     place, told = await self._told.get()
-                    if isinstance(told, Fault):
-                        raise told
-                    if first:
-                        self.server.counters.first.observe(time.monotonic() - self._begun)
-                        first = False
-                    if isinstance(told, str):
-                        self._open -= 1
-                        self._count(self._jobs[place].request)
-                        yield growing[place].end(place, told)
-                    elif part := growing[place].add(place, told):
-                        yield part
+                if isinstance(told, Fault):
+                    raise told
+                if first:
+                    self.server.counters.first.observe(time.monotonic() - self._begun)
+                    first = False
+                if isinstance(told, str):
+                    self._open -= 1
+                    self._count(self._jobs[place].request)
+                    yield growing[place].end(place, told)
+                elif part := growing[place].add(place, told):
+                    yield part
         except TimeoutError as error:
             raise too_late() from error
         finally:
@@ -350,7 +359,7 @@ class Answers:
 
     async def whole(self, shape: Shape, answer_s: float) -> dict[str, Any]:
         """All answers, once they are whole."""
-        parts = [part async for part in self.parts(answer_s)]
+        parts = [part async for part in self.parts(answer_s, whole=True)]
         return shape.whole(parts, len(self._jobs), self.usage)
 
     async def stream(self, shape: Shape, with_usage: bool, answer_s: float) -> AsyncIterator[str]:
@@ -358,34 +367,11 @@ class Answers:
         try:
             for place in range(len(self._jobs)):
                 if begin := shape.begin(place):
-                    yield _event(begin)
+                    yield routing.event(begin)
             async for part in self.parts(answer_s):
-                yield _event(shape.piece(part))
+                yield routing.event(shape.piece(part))
             if with_usage:
-                yield _event(shape.last(self.usage))
+                yield routing.event(shape.last(self.usage))
         except Fault as fault:
-            yield _event(fault.body(shape.id))
+            yield routing.event(fault.body(shape.id))
         yield "data: [DONE]\n\n"
-
-
-def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, dict[str, Any]], cancel: Callable[[], None]) -> dict[str, Any]:
-    """What `work` gives; where the client goes away before, the work is stopped."""
-
-    async def gone() -> None:
-        while not await request.is_disconnected():
-            await asyncio.sleep(GONE_S)
-
-    working, watching = asyncio.create_task(work), asyncio.create_task(gone())
-    try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            cancel()
-            raise Fault(499, "client_gone", "the client has gone")
-        return working.result()
-    finally:
-        for task in (working, watching):
-            task.cancel()

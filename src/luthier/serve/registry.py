@@ -1,15 +1,17 @@
 """The names that a server answers to: its base, and adapters by name, loaded when they are first asked for.
 
-A name is looked up and never made into a path: the folders are those of the command line and those found in the registry folder. An adapter
-is known by its content: a folder that has changed is another adapter, and requests that began with the old one end with it.
+The folders are those of the command line and those in the registry folder; a name has no character that leads out of it. An adapter is known by
+its content: a folder that has changed is another adapter, and requests that began with the old one end with it. What was loaded keeps serving
+while its folder is written anew, is broken, or is gone: only `unload` ends it, or the others that were asked for since.
 """
 
+import logging
 import re
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luthier.engine.by_row import RowAdapter
@@ -17,6 +19,9 @@ from luthier.errors import CallError, LuthierError
 from luthier.models.adapters import CONFIG, WEIGHTS
 from luthier.serve.faults import Fault, unknown_model
 
+LOG = logging.getLogger("luthier.serve")
+MOST_READS = 4
+SETTLED_S = 1.0  # what has not changed for so long is not about to become whole
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 Load = Callable[[Path], RowAdapter]
 
@@ -33,8 +38,10 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
+    served: Served
     adapter: RowAdapter
     seen: tuple[int, ...]  # sizes and times of its files when it was read
+    refused: tuple[int, ...] = ()  # those of files that came after it and could not be read
 
 
 class Registry:
@@ -54,56 +61,90 @@ class Registry:
 
     def all(self) -> list[Served]:
         """Every name that is answered to: the base first."""
-        return [self.base, *(one for one in self._adapters().values() if one.name not in self._unloaded)]
+        found = self._adapters()
+        with self._lock:
+            found |= {name: kept.served for name, kept in self._loaded.items() if name not in found}
+        return [self.base, *(one for one in found.values() if one.name not in self._unloaded)]
 
     def served(self, name: str) -> Served:
         """What a name stands for. Raises a Fault (404) for one that is not served."""
         if name == self.base.name:
             return self.base
-        found = self._adapters().get(name)
-        if found is None or name in self._unloaded:
+        found = None if name in self._unloaded else self._found(name)
+        if found is None:
             raise unknown_model(name)
         return found
 
     def ready(self, name: str) -> RowAdapter | None:
-        """The adapter of a name where it is loaded and its files are as they were; else None."""
-        folder = self.served(name).folder
+        """The adapter of a name where it is loaded and its files are as they were, are gone, or could not be read; else None."""
         with self._lock:
             kept = self._loaded.get(name)
-            if kept is None or folder is None or kept.seen != _seen(folder):
+            if kept is None or name in self._unloaded:
                 return None
             self._loaded.move_to_end(name)
-            return kept.adapter
+        assert kept.served.folder is not None
+        seen = _seen(kept.served.folder)
+        return kept.adapter if seen in (kept.seen, kept.refused, ()) else None
 
-    def load(self, name: str) -> RowAdapter:
-        """Read the adapter of a name, again if need be. Raises a Fault with the reason where it cannot be served; the old one then stays."""
-        if ready := self.ready(name):  # another request was faster
+    def load(self, name: str, *, anew: bool = False) -> RowAdapter:
+        """Read the adapter of a name, again if need be.
+
+        Where it cannot be served, the one that is loaded goes on to be; where there is none, or (`anew`) nothing else was asked for, a Fault is
+        raised with the reason.
+        """
+        if not anew and (ready := self.ready(name)):  # another request was faster
             return ready
-        folder = self.served(name).folder
-        assert folder is not None
-        seen = _seen(folder)
+        served = self.served(name)
+        assert served.folder is not None
         try:
-            adapter = self._load(folder)
-        except (LuthierError, OSError) as error:
-            raise Fault(422, "adapter_unusable", f"adapter {name} cannot be loaded: {_without_places(error, folder)}", "model") from error
-        if _seen(folder) != seen:
-            raise Fault(503, "adapter_changes", f"adapter {name} is being written. Try again", "model", 1)
+            adapter, seen = self._read(name, served.folder)
+        except Fault as fault:
+            with self._lock:
+                kept = self._loaded.get(name)
+                if kept is None or anew:
+                    raise
+                self._loaded[name] = replace(kept, refused=_seen(served.folder))
+            LOG.warning("%s; the one that is loaded goes on", fault.message)
+            return kept.adapter
         with self._lock:
-            self._loaded[name] = _Loaded(adapter, seen)
+            self._loaded[name] = _Loaded(served, adapter, seen)
             self._loaded.move_to_end(name)
             while len(self._loaded) > self.most_loaded:
                 self._loaded.popitem(last=False)
         return adapter
 
+    def _read(self, name: str, folder: Path) -> tuple[RowAdapter, tuple[int, ...]]:
+        """The adapter in a folder, and how its files were seen before and after: what is replaced meanwhile is read again."""
+        for _ in range(MOST_READS):
+            seen = _seen(folder)
+            try:
+                adapter = self._load(folder)
+            except (LuthierError, OSError) as error:
+                if _seen(folder) == seen:
+                    raise Fault(422, "adapter_unusable", f"adapter {name} cannot be loaded: {_without_places(error, folder)}", "model") from error
+                continue
+            if _seen(folder) == seen:
+                return adapter, seen
+        raise Fault(503, "adapter_changes", f"adapter {name} is being written. Try again", "model", 1)
+
+    def just_changed(self, name: str) -> bool:
+        """Whether the files of a name changed a moment ago: two files cannot be replaced at once, and between them they fit nothing."""
+        folder = self.served(name).folder
+        try:
+            newest = max((folder / file).stat().st_ctime for file in (CONFIG, WEIGHTS)) if folder else 0.0
+        except OSError:  # one of them is away for this moment
+            return True
+        return time.time() - newest < SETTLED_S
+
     def keep(self, name: str, adapter: RowAdapter) -> None:
         """An adapter that was read already."""
-        folder = self.served(name).folder
-        assert folder is not None
-        self._loaded[name] = _Loaded(adapter, _seen(folder))
+        served = self.served(name)
+        assert served.folder is not None
+        self._loaded[name] = _Loaded(served, adapter, _seen(served.folder))
 
     def take_in(self, name: str) -> None:
         """Answer to a name again that was unloaded. Raises a Fault (404) for one without a folder."""
-        if name not in self._adapters():
+        if self._found(name) is None:
             raise unknown_model(name)
         self._unloaded.discard(name)
 
@@ -122,14 +163,34 @@ class Registry:
         with self._lock:
             return list(self._loaded)
 
+    def _found(self, name: str) -> Served | None:
+        """What a name stands for; however many adapters lie in the registry folder, only this one is looked at."""
+        if name in self._given:
+            return self._given[name]
+        if not NAME.fullmatch(name) or name == self.base.name:
+            return None
+        if self.folder is not None and _is_adapter(self.folder / name, self.folder):
+            return _of_folder(self.folder / name)
+        with self._lock:
+            kept = self._loaded.get(name)
+        return kept.served if kept else None
+
     def _adapters(self) -> dict[str, Served]:
         """Those of the command line, and the folders of the registry folder as they are now."""
         found = dict(self._given)
         if self.folder is not None and self.folder.is_dir():
             for place in sorted(self.folder.iterdir()):
                 if NAME.fullmatch(place.name) and place.name not in found and place.name != self.base.name and _is_adapter(place, self.folder):
-                    found[place.name] = Served(place.name, place, created=int(place.stat().st_mtime))
+                    found[place.name] = _of_folder(place)
         return found
+
+
+def _of_folder(place: Path) -> Served:
+    try:
+        created = int(place.stat().st_mtime)
+    except OSError:  # it has just gone
+        created = 0
+    return Served(place.name, place, created=created)
 
 
 def _is_adapter(place: Path, root: Path) -> bool:

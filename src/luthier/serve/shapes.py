@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from luthier.engine.answers import Growing, Text
 from luthier.engine.continuous import Said
+from luthier.engine.spelling import Spelling
 from luthier.serve.registry import Served
 
 
@@ -20,9 +21,10 @@ class Part:
 
 @dataclass(slots=True)
 class Answered:
-    """One answer as it grows: tokens come in, parts with whole characters go out."""
+    """One answer as it grows: tokens come in, parts with whole characters go out; of a `whole` answer only the last one."""
 
     text: Text
+    whole: bool = False
     growing: Growing = field(init=False)
     waiting: list[Said] = field(default_factory=list)
 
@@ -32,6 +34,9 @@ class Answered:
     def add(self, place: int, said: Said) -> Part | None:
         """A token; None where nothing can be shown yet."""
         self.waiting.append(said)
+        if self.whole:
+            self.growing.ids.append(said.token)
+            return None
         piece = self.growing.add(said.token)
         return self._part(place, piece, "") if piece else None
 
@@ -63,7 +68,7 @@ class _Chat:
     created: int
     model: str
     likeliest: int | None
-    tokenizer: Any
+    spelling: Spelling
 
     def begin(self, place: int) -> dict[str, Any]:
         return self._chunk(place, {"role": "assistant", "content": ""}, None, None)
@@ -93,7 +98,7 @@ class _Chat:
         if self.likeliest is None:
             return None
         content = [
-            {**_token(self.tokenizer, one.token, one.log_probability), "top_logprobs": [_token(self.tokenizer, *pair) for pair in one.likeliest]}
+            {**_token(self.spelling, one.token, one.log_probability), "top_logprobs": [_token(self.spelling, *pair) for pair in one.likeliest]}
             for one in said
         ]
         return {"content": content}
@@ -105,7 +110,7 @@ class _Completion:
     created: int
     model: str
     likeliest: int | None
-    tokenizer: Any
+    spelling: Spelling
 
     def begin(self, place: int) -> None:
         return None
@@ -125,20 +130,20 @@ class _Completion:
     def _choice(self, place: int, text: str, said: tuple[Said, ...], finish: str | None) -> dict[str, Any]:
         logprobs = None
         if self.likeliest is not None:
-            pairs = [{_piece(self.tokenizer, token): value for token, value in one.likeliest} for one in said]
-            tokens = [_piece(self.tokenizer, one.token) for one in said]
+            pairs = [{self.spelling.text_of(token): value for token, value in one.likeliest} for one in said]
+            tokens = [self.spelling.text_of(one.token) for one in said]
             logprobs = {"tokens": tokens, "token_logprobs": [one.log_probability for one in said], "top_logprobs": pairs or None}
         return {"index": place, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
 
-def chat_shape(request_id: str, created: int, model: str, likeliest: int | None, tokenizer: Any) -> Shape:
+def chat_shape(request_id: str, created: int, model: str, likeliest: int | None, spelling: Spelling) -> Shape:
     """OpenAI's chat.completion."""
-    return _Chat(request_id, created, model, likeliest, tokenizer)
+    return _Chat(request_id, created, model, likeliest, spelling)
 
 
-def completion_shape(request_id: str, created: int, model: str, likeliest: int | None, tokenizer: Any) -> Shape:
+def completion_shape(request_id: str, created: int, model: str, likeliest: int | None, spelling: Spelling) -> Shape:
     """OpenAI's text_completion."""
-    return _Completion(request_id, created, model, likeliest, tokenizer)
+    return _Completion(request_id, created, model, likeliest, spelling)
 
 
 def model_shape(served: Served, base: Served) -> dict[str, Any]:
@@ -152,11 +157,5 @@ def _joined(parts: list[Part], place: int) -> tuple[str, tuple[Said, ...], str |
     return "".join(part.text for part in own), tuple(one for part in own for one in part.said), own[-1].finish or None
 
 
-def _piece(tokenizer: Any, token: int) -> str:
-    text: str = tokenizer.decode([token])
-    return text
-
-
-def _token(tokenizer: Any, token: int, log_probability: float) -> dict[str, Any]:
-    text = _piece(tokenizer, token)
-    return {"token": text, "logprob": log_probability, "bytes": list(text.encode("utf-8", "replace"))}
+def _token(spelling: Spelling, token: int, log_probability: float) -> dict[str, Any]:
+    return {"token": spelling.text_of(token), "logprob": log_probability, "bytes": list(spelling.bytes_of(token))}

@@ -1,14 +1,17 @@
 """Checkpoints: what was trained, the optimizer's moments and the place in the data, in a folder that is whole or not there.
 
-safetensors and JSON only. What a run draws (order, dropout, noise) comes from its seed, the update's number and the row, and its rate from
-the update's number: of them a checkpoint needs the number alone.
+safetensors and JSON only. Ranks that share the weights write a file each, with the rows that they hold; the leader writes the manifest when
+all are there. A tensor's part is named NAME@FIRST_ROW, and put together on any number of ranks. What a run draws (order, dropout, noise)
+comes from its seed, the update's number and the row, and its rate from the update's number: of them a checkpoint needs the number alone.
 """
 
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from luthier import files, sealed, tensor_file
-from luthier.engine import Engine, optimizers
+from luthier.engine import Engine, optimizers, ranks, shards
 from luthier.engine.precision import LossScale
 from luthier.errors import NotFiniteError, RunError
 from luthier.models import save as models
@@ -27,6 +30,8 @@ from luthier.plan.memory import MOMENTS_BYTES
 from luthier.run_folder import RunFolder
 from luthier.tensor_file import Stored
 
+# What tells a rank's part of a file from the file.
+PART = r"-\d{5}-of-\d{5}"
 TRAINED, OPTIMIZER, STATE = "trained.safetensors", "optimizer.safetensors", "state.json"
 # Of environment.json and of a checkpoint's manifest: which run it is, and hashes of what that is made from.
 OF_RUN = ("id", "contents")
@@ -59,6 +64,7 @@ class State:
     step: int
     parts: Mapping[str, sealed.Content]
     size_bytes: int
+    others: sealed.Others = lambda staging: {}
 
 
 def take(engine: Engine, place: Place, *, copied: bool = False, measured: Measured | None = None, course: Mapping[str, Any] | None = None) -> State:
@@ -70,8 +76,8 @@ def take(engine: Engine, place: Place, *, copied: bool = False, measured: Measur
     def keep(tensor: Tensor) -> Tensor:
         return tensor.detach().to("cpu", copy=True) if copied else tensor.detach()
 
-    weights = {name: keep(weight) for name, weight in engine.masters.weights.items()}
-    moments = {name: keep(moment) for name, moment in _moments(engine).items()}
+    weights, moments = ({name: keep(tensor) for name, tensor in tensors.items()} for tensors in _held(engine))
+    shared = engine.crew and engine.crew.sharding
     for name, tensor in (weights | moments).items():
         _require_finite(name, tensor, place.step)
     state = {
@@ -82,10 +88,10 @@ def take(engine: Engine, place: Place, *, copied: bool = False, measured: Measur
         "draws": DRAWS,
         "measured": None if measured is None else dataclasses.asdict(measured),
     }
-    tensors = {OPTIMIZER: {name: stored(moment) for name, moment in moments.items()}}
+    tensors = {_own(OPTIMIZER, engine): {name: stored(moment) for name, moment in moments.items()}}
     parts: dict[str, sealed.Content] = {STATE: _json(state)}
-    if engine.adapted:
-        tensors[TRAINED] = {name: stored(weight) for name, weight in weights.items()}
+    if engine.adapted or shared:
+        tensors[_own(TRAINED, engine)] = {name: stored(weight) for name, weight in weights.items()}
     else:
         whole = {name: stored(tensor) for name, tensor in (_untrained(engine) | weights).items()}
         cut = tensor_file.shards(whole, models.SHARD_BYTES)
@@ -94,7 +100,55 @@ def take(engine: Engine, place: Place, *, copied: bool = False, measured: Measur
         if len(cut) > 1:
             parts[INDEX] = lambda: [tensor_file.index(cut)]
     parts |= {name: _pieces(group) for name, group in tensors.items()}
-    return State(place.step, parts, sum(tensor.size_bytes for group in tensors.values() for tensor in group.values()))
+    size_bytes = sum(tensor.size_bytes for group in tensors.values() for tensor in group.values())
+    return State(place.step, parts, size_bytes, partial(_of_others, place.step)) if shared else State(place.step, parts, size_bytes)
+
+
+def _own(file: str, engine: Engine) -> str:
+    """The file's name, or that of this rank's part of it."""
+    if not (engine.crew and engine.crew.sharding):
+        return file
+    return f"{Path(file).stem}-{ranks.rank() + 1:05d}-of-{ranks.world():05d}.safetensors"
+
+
+def _held(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What this rank writes of the trained weights and the optimizer's moments: all of them, or its parts; what stands on each rank is
+    the leader's to write."""
+    shared = engine.masters.shards
+    weights: dict[str, Tensor] = {}
+    moments: dict[str, Tensor] = {}
+    for name, weight in engine.masters.weights.items():
+        shard = shared.get(name)
+        if not (ranks.leads() if shard is None else shards.writes(shard) and weight.numel()):
+            continue
+        part = "" if shard is None else f"@{shards.first_row(shard)}"
+        weights[name + part] = weight
+        for key, moment in optimizers.moments(engine.optimizer, weight).items():
+            whole = shard is None or moment.shape != weight.shape
+            if not whole or ranks.leads() or not part:
+                moments[f"{name}/{key}" + ("" if whole else part)] = moment
+    return weights, moments
+
+
+def _of_others(step: int, staging: Path) -> dict[str, tuple[int, str]]:
+    """Let the other ranks write their parts into `staging`; what each wrote. Raises RunError where one of them could not."""
+    ranks.say({"do": "write", "folder": str(staging.resolve()), "step": step})
+    written: dict[str, tuple[int, str]] = {}
+    for rank, answer in enumerate(ranks.answers(f"write-{step}"), start=1):
+        if "error" in answer:
+            raise RunError(f"rank {rank} could not write its part: {answer['error']}", where=str(staging), next_step="more room there")
+        written |= {name: (size, digest) for name, (size, digest) in answer.items()}
+    return written
+
+
+def write_part(engine: Engine, staging: Path, step: int) -> None:
+    """Write what this rank holds of a checkpoint, where the leader asked for it, and answer with bytes and sha256 of each file."""
+    try:
+        held = zip((TRAINED, OPTIMIZER), _held(engine), strict=True)
+        tensors = {_own(file, engine): {name: stored(tensor) for name, tensor in group.items()} for file, group in held if group}
+        ranks.answer(f"write-{step}", {name: list(files.write_new(staging / name, _pieces(group)())) for name, group in tensors.items()})
+    except (OSError, RunError) as error:
+        ranks.answer(f"write-{step}", {"error": str(error)})
 
 
 def _json(value: Any) -> sealed.Content:
@@ -131,7 +185,7 @@ def write(run: RunFolder, state: State, about: Mapping[str, Any] | None = None) 
         if path.exists():
             files.sync(path)  # a run that goes on from here needs their lines up to here
     path = path_of(run, state.step)
-    sealed.write(path, state.parts, {"step": state.step, "run": dict(about or {})})
+    sealed.write(path, state.parts, {"step": state.step, "run": dict(about or {})}, state.others)
     return path
 
 
@@ -178,7 +232,8 @@ def damage(path: Path, *, sizes_only: bool = False) -> str:
         return f"{sealed.MANIFEST} is that of step {manifest.get('step')}"
     if other := _of_another_run(RunFolder(path.parents[1]), manifest.get("run", {})):
         return f"{sealed.MANIFEST} is that of another run (another {other})"
-    return next((f"{sealed.MANIFEST} does not list {name}" for name in (STATE, OPTIMIZER) if name not in manifest["files"]), "")
+    listed = [re.sub(PART, "", name) for name in manifest["files"]]
+    return next((f"{sealed.MANIFEST} does not list {name}" for name in (STATE, OPTIMIZER) if name not in listed), "")
 
 
 def _of_another_run(run: RunFolder, about: Mapping[str, Any]) -> str:
@@ -197,13 +252,14 @@ def measured_at(path: Path) -> Measured | None:
 
 def load(path: Path, engine: Engine) -> Place:
     """Put a checkpoint into the engine: weights and moments, to the bit."""
-    weights: dict[str, Tensor] = {}
-    for name in sealed.read_manifest(path)["files"]:
-        if name.endswith(".safetensors") and name != OPTIMIZER:
-            weights |= load_file(path / name)
-    wanted = dict(engine.masters.weights) if engine.adapted else _untrained(engine) | engine.masters.weights
-    found, expected = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (weights, wanted))
-    if found != expected:
+    if engine.crew:
+        engine.crew.order("load", path=str(path.resolve()))
+    weights, moments = _read(path)
+    # Ranks that share the weights write what is trained, also where that is the model's own weights.
+    trained = {name: tensor.shape for name, tensor in (engine.masters.weights | engine.masters.shards).items()}
+    expected = trained if engine.adapted else {name: tensor.shape for name, tensor in _untrained(engine).items()} | trained
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    if found not in (expected, trained):
         different = min(name for name, _ in found.items() ^ expected.items())
         raise RunError(
             f"it holds other weights than this model trains (for one: {different})",
@@ -215,7 +271,7 @@ def load(path: Path, engine: Engine) -> Place:
     if place.optim != engine.optim:
         raise _changed("optim", place.optim, engine.optim, path)
     engine.masters.load(weights)
-    _restore_moments(engine, load_file(path / OPTIMIZER))
+    _restore_moments(engine, moments)
     scale = state["engine"].get("loss_scale")
     if engine.loss_scale is not None and scale is not None:
         engine.loss_scale = LossScale(**scale)
@@ -224,6 +280,25 @@ def load(path: Path, engine: Engine) -> Place:
     if cut < sealed.read_manifest(path)["run"].get("micro_batch_tokens", math.inf):
         engine.micro_batch_tokens = min(engine.micro_batch_tokens, cut)
     return place
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Trained weights and moments of a checkpoint, whole, whoever wrote them."""
+    weights: dict[str, Tensor] = {}
+    moments: dict[str, Tensor] = {}
+    for name in sealed.read_manifest(path)["files"]:
+        if name.endswith(".safetensors"):
+            (moments if re.sub(PART, "", name) == OPTIMIZER else weights).update(load_file(path / name))
+    return _joined(weights), _joined(moments)
+
+
+def _joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with parts NAME@FIRST_ROW put together."""
+    parts: dict[str, dict[int, Tensor]] = {}
+    for key in [key for key in tensors if "@" in key]:
+        name, _, first_row = key.rpartition("@")
+        parts.setdefault(name, {})[int(first_row)] = tensors.pop(key)
+    return tensors | {name: torch.cat([rows[first] for first in sorted(rows)]) for name, rows in parts.items()}
 
 
 def check_same_run(stored: Place, now: Place, path: Path) -> None:
@@ -250,4 +325,8 @@ def _restore_moments(engine: Engine, stored: dict[str, Tensor]) -> None:
         name, _, which = key.rpartition("/")
         moments[name][which] = value
     for name, weight in engine.masters.weights.items():
+        shard = engine.masters.shards.get(name)
+        if shard is not None:
+            own = {which: shards.part_of(shard, value) if value.shape == shard.shape else value for which, value in moments[name].items()}
+            moments[name] = own
         optimizers.restore(engine.optimizer, weight, moments[name])

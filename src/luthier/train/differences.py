@@ -45,6 +45,10 @@ HARMLESS = {
     "tokenizer.path":                     CONTENT,
     "init_from":                          CONTENT,
     "device":                             "the device itself is compared",
+    "devices":                            ROUNDING,
+    "nodes":                              ROUNDING,
+    "wrapping":                           ROUNDING,
+    "device_map":                         ROUNDING,
     "output_dir":                         "the run stays where it is",
     "resume":                             "says when to resume",
     "max_memory":                         ROUNDING,
@@ -95,6 +99,8 @@ def _harmless(what: str, then: object, now: object) -> str:
         return PATCH if str(then).split(".")[:2] == str(now).split(".")[:2] else ""
     if what.startswith("checks."):
         return "read by luthier data check only"
+    if what.startswith("launch."):
+        return "how its processes are started"
     return HARMLESS.get(what, "")
 
 

@@ -43,10 +43,12 @@ class Course:
     seed: int
     num_cycles: int = 1
     decay_steps: int = 0
+    together: int = 1  # rows that follow each other and stay together when rows are shuffled
 
     def rows(self, examples: Sequence[Any], update: int) -> list[Any]:
         """The examples of one update, counted from 0."""
-        return [examples[row] for row in order.update_rows(len(examples), self.batch_size, self.seed, update, self.examples_seen)]
+        rows = order.update_rows(len(examples), self.batch_size, self.seed, update, self.examples_seen, self.together)
+        return [examples[row] for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

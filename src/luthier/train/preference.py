@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, overload
@@ -18,7 +18,7 @@ from luthier.config.preference import REFERENCED
 from luthier.config.settings import Settings
 from luthier.data.prepare import Prepared
 from luthier.data.store import Places
-from luthier.engine import Engine
+from luthier.engine import Engine, orders
 from luthier.records import Judged, TokenizedExample, UpdateLoss
 from luthier.reporting import Reporter
 from luthier.run_folder import RunFolder
@@ -132,6 +132,9 @@ def task(settings: Settings, engine: Engine, prepared: Prepared, run: RunFolder,
 
     def forward_backward(some: Sequence[Judged], row_losses: bool) -> UpdateLoss:
         update = update_of(some)
+        if engine.crew:
+            told = {"rows": orders.of_judged(some), "objective": settings.objective, "weights": asdict(weights), "drift": update.drift}
+            engine.crew.order_update("judge", **told)
         measured = engine.forward_backward_judged(update.examples, update.together, update.loss)
         return replace(measured, metrics=update.metrics, row_losses=update.row_losses if row_losses else None)
 

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from typing import Any
 import torch
 
 from luthier import files, run_folder, run_lock
+from luthier.config.launch_rules import one_process
 from luthier.config.load import PATHS, Config, all_settings, load_config
 from luthier.config.methods import METHODS
 from luthier.config.settings import Settings
 from luthier.data import ledger, prepare
 from luthier.data.prepare import Prepared
-from luthier.engine import opening
+from luthier.engine import opening, ranks
 from luthier.errors import CallError, DataError, RunError
 from luthier.models import weights
 from luthier.plan.machine import processor
@@ -71,6 +73,16 @@ def unfinished(config: Config, reporter: Reporter) -> RunFolder | None:
     return None
 
 
+def of_job(config: Config, job: str, since_s: int) -> RunFolder | None:
+    """The run that a job of several processes, begun at `since_s` (seconds since 1970), began before its processes were started again, where
+    it had come so far and has not ended. (A name of a job may be used by one after the other.)"""
+
+    def is_its(began: dict[str, Any]) -> bool:
+        return bool(job) and began.get("job") == job and datetime.fromisoformat(began["began"]).timestamp() >= since_s
+
+    return next((run for run in _unfinished(config) if is_its(_began(run))), None)
+
+
 def require_not_ended(run: RunFolder) -> None:
     """Raises CallError where there is nothing left to train."""
     if run.trained.is_dir():
@@ -113,7 +125,8 @@ def goes_on(run: RunFolder, config: Config, reporter: Reporter) -> Config:
     differences.tell(found, run, reporter)
     differences.refuse(found, run)
     _require_paths(run, wanted, kept)
-    if (threads := began.get("threads", torch.get_num_threads())) != torch.get_num_threads():
+    threads, as_many_ranks = began.get("threads", torch.get_num_threads()), began.get("ranks", 1) == ranks.world()
+    if threads != torch.get_num_threads() and as_many_ranks:
         reporter.say(f"threads: {threads}, as when the run began (this process had {torch.get_num_threads()}): its results depend on their number")
         torch.set_num_threads(threads)
     return wanted
@@ -165,6 +178,8 @@ def _goes_on_as(run: RunFolder, config: Config) -> Config:
     for name in changed:
         section, _, key = name.rpartition(".")
         (tree[section] if section else tree)[key] = _placed(now[name], now_at) if name in PATHS else now[name]
+    if one_process(config.settings):
+        tree["wrapping"] = "auto"  # how several ranks shared the weights is nothing to one
     given = {name: config.given.get(name, str(config.file)) for name in changed}
     return Config(Settings.model_validate(tree), run.config, given, config.notes, says=config)
 
@@ -276,6 +291,8 @@ def beginning(config: Config, run: RunFolder, folder: Path, tokenizer: Any, prep
     return {
         "schema": SCHEMA,
         "id": os.urandom(8).hex(),
+        "ranks": ranks.world(),
+        "job": os.environ.get("TORCHELASTIC_RUN_ID", ""),
         "number": run_folder.next_number(run.path.parent),
         "asked": _asked(config),
         # As they are read back from config.yaml.

@@ -138,7 +138,9 @@ class Saver:
         if step == self.last_step:
             return
         self._saved_at_s = time.monotonic()
-        copied = self.training.async_save and not wait and self._has_room_for_copy()
+        # Ranks that share the weights write in step, and do nothing else meanwhile.
+        shared = self.engine.crew is not None and self.engine.crew.sharding is not None
+        copied = self.training.async_save and not wait and not shared and self._has_room_for_copy()
         measured = self._measured if self._measured_at == step else None
         place = dataclasses.replace(self.place, step=step)
         state = checkpoint.take(self.engine, place, copied=copied, measured=measured, course=dataclasses.asdict(self.course))

@@ -8,6 +8,7 @@ import datetime
 import functools
 import importlib.metadata
 import itertools
+import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -29,7 +30,7 @@ from luthier.data.conversations import check_objective
 from luthier.data.prepare import Prepared, Rows
 from luthier.data.read.source import is_local
 from luthier.data.store import Places
-from luthier.engine import Engine, determinism, fp8, frozen, opening, probe
+from luthier.engine import Engine, determinism, fp8, frozen, opening, probe, ranks
 from luthier.errors import ConfigError, LuthierError, RunError
 from luthier.models import audit, facts, find, methods, templates, weights
 from luthier.models.facts import ModelFacts
@@ -40,7 +41,22 @@ from luthier.records import Judged, TokenizedExample
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder
 from luthier.stopping import Stop, stopping_on_signals
-from luthier.train import best, checkpoint, loop, measuring, order, placing, reading, resuming, schedule, shortage, trackers, trial, watchers
+from luthier.train import (
+    best,
+    checkpoint,
+    following,
+    loop,
+    measuring,
+    order,
+    placing,
+    reading,
+    resuming,
+    schedule,
+    shortage,
+    trackers,
+    trial,
+    watchers,
+)
 from luthier.train.checkpoint import Place
 from luthier.train.measuring import Gauge, HeldOut, Measurement, Score
 from luthier.train.saving import Saver
@@ -172,6 +188,7 @@ def start(run: RunFolder, plan: Plan, ready: Ready, reporter: Reporter, *, resum
     if resume:
         opening.require_same_base(run, ready.folder)
     try:
+        following.lead(run, plan.settings)
         # From the run's own settings: they name files and runs wherever one stands, and go on to mean the same (init_from: last).
         engine = opening.start(load_config(run.config), plan.settings, ready.folder, ready.tokenizer, prepared.train, run.start)
     except LuthierError:
@@ -192,7 +209,11 @@ def start(run: RunFolder, plan: Plan, ready: Ready, reporter: Reporter, *, resum
     if engine.plain_reason:
         tell(run, reporter, f"the plain path is used, one row at a time: {engine.plain_reason}")
     if plan.settings.training.frozen_base == "fp8":
+        ranks.say({"do": "fp8"})
         tell(run, reporter, engine.quantize_frozen(list(itertools.islice(prepared.held_out or prepared.train, GAP_ROWS))))
+    following.level(engine)
+    if engine.crew:
+        tell(run, reporter, f"{ranks.world()} ranks train together ({plan.settings.wrapping}); rank 0 is pid {os.getpid()} on {platform.node()}")
     return engine
 
 
@@ -377,7 +398,7 @@ def _try_the_worst(run: RunFolder, engine: Engine, task: Task, plan: Plan, ready
     training, asked = plan.settings.training, plan.settings.evaluation
     worst = [task.rows[place] for place in trial.worst_rows(task.lengths, int(training.batch_size))]
     chosen = plan.settings.model_dump(include={"objective", "method", "training", *METHODS[plan.settings.method].blocks})
-    matters = {"settings": chosen, "facts": plan.facts, "machine": plan.machine}
+    matters = {"settings": chosen, "facts": plan.facts, "machine": plan.machine, "ranks": (ranks.world(), plan.settings.wrapping)}
     evaluation = trial.worst_evaluation(ready.prepared.held_out, max(asked.sample_answers, asked.in_loop_rows))
     smaller = plan.next_step or f"training.micro_batch_tokens: {max(1, int(training.micro_batch_tokens) // 2)}"
     budget = engine.micro_batch_tokens
@@ -426,6 +447,8 @@ def train(
         Trackers(settings, run, place.step, say) as tracked,
         Saver(run, engine, place, settings, course, len(task.rows), stop, say) as saver,
     ):
+        if engine.crew:
+            engine.crew.stop = stop
         stop.enough = patience.over  # where it was stopped between its last measurement and its end
         waits = watchers.stopper(patience, stop, say)
 
@@ -486,6 +509,7 @@ def _course(plan: Plan, rows: int) -> loop.Course:
         seed=plan.settings.seed,
         num_cycles=training.num_cycles,
         decay_steps=schedule.decay_updates(plan.updates, training.decay_steps, training.decay_ratio),
+        together=training.rows_together,
     )
 
 

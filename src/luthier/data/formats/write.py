@@ -43,27 +43,34 @@ def as_messages(conversation: Conversation) -> dict[str, Any]:
 def as_openai(conversation: Conversation) -> dict[str, Any]:
     """What OpenAI's fine-tuning takes: arguments are text, every call has an id, and `weight` says what is trained."""
     _refuse_judged(conversation)
-    ids: Iterator[str] = (f"call_{number}" for number in range(1, 10**9))
-    waiting: list[str] = []
-    messages = []
-    for turn in _chat(conversation):
-        message: dict[str, Any] = {"role": turn.role, "content": turn.content}
-        extra = _extra(turn)
-        _refuse(extra, {"tool_calls", "tool_call_id", "name"})
-        if calls := extra.get("tool_calls"):
-            message["tool_calls"] = [_openai_call(call, ids) for call in calls]
-            waiting = [call["id"] for call in message["tool_calls"]]
-        if turn.role == "tool":
-            if "tool_call_id" not in extra and not waiting:
-                raise _Inexpressible("a tool's result that answers no call")
-            message["tool_call_id"] = extra["tool_call_id"] if "tool_call_id" in extra else waiting.pop(0)
+    turns = _chat(conversation)
+    messages = openai_messages(turns)
+    for turn, message in zip(turns, messages, strict=True):
+        _refuse(_extra(turn), {"tool_calls", "tool_call_id", "name"})
+        if turn.role == "tool" and "tool_call_id" not in message:
+            raise _Inexpressible("a tool's result that answers no call")
         if turn.trained is not None:
             if turn.role != "assistant":
                 raise _Inexpressible(f'"train" on a message of the {turn.role}')
             message["weight"] = int(turn.trained)
-        messages.append(message | ({"name": extra["name"]} if "name" in extra else {}))
     tools = [tool if "function" in tool else {"type": "function", "function": tool} for tool in json.loads(conversation.tools or "[]")]
     return {"messages": messages, **({"tools": tools} if tools else {})}
+
+
+def openai_messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """Turns as OpenAI's API takes them: the arguments of a call are text, every call has an id, and a result has that of its call."""
+    ids: Iterator[str] = (f"call_{number}" for number in range(1, 10**9))
+    waiting: list[str] = []
+    messages = []
+    for turn in _roles(turns):
+        message: dict[str, Any] = {"role": turn.role, "content": turn.content, **_extra(turn)}
+        if calls := message.get("tool_calls"):
+            message["tool_calls"] = [_openai_call(call, ids) for call in calls]
+            waiting = [call["id"] for call in message["tool_calls"]]
+        if turn.role == "tool" and "tool_call_id" not in message and waiting:
+            message["tool_call_id"] = waiting.pop(0)
+        messages.append(message)
+    return messages
 
 
 def as_sharegpt(conversation: Conversation) -> dict[str, Any]:

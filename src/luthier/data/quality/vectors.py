@@ -37,17 +37,22 @@ def are_there() -> bool:
     return find_spec("wordllama") is not None
 
 
-@cache
-def _opened() -> tuple[NDArray[np.float32], Any]:
-    """The weights (32,000 x 256) and the tokenizer; the package itself is not imported, its files are all that is needed."""
+def weights_file() -> Path:
+    """The file of the word vectors. Raises DataError where the package is missing."""
     package = find_spec("wordllama")
     if package is None or package.origin is None:
         raise DataError("word vectors need the package wordllama", where="checks", next_step='pip install "luthier[data]"')
+    return Path(package.origin).parent / _WEIGHTS
+
+
+@cache
+def _opened() -> tuple[NDArray[np.float32], Any]:
+    """The weights (32,000 x 256) and the tokenizer; the package itself is not imported, its files are all that is needed."""
+    weights = weights_file()
     from safetensors.numpy import load_file
     from tokenizers import Tokenizer
 
-    folder = Path(package.origin).parent
-    tokenizer = Tokenizer.from_file(str(folder / _TOKENIZER))
+    tokenizer = Tokenizer.from_file(str(weights.parents[1] / _TOKENIZER))
     tokenizer.no_padding()
     tokenizer.enable_truncation(_MOST_TOKENS)
-    return load_file(folder / _WEIGHTS)["embedding.weight"].astype(np.float32), tokenizer
+    return load_file(weights)["embedding.weight"].astype(np.float32), tokenizer

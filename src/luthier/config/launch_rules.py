@@ -1,0 +1,52 @@
+"""Settings of several devices, and of one model over several places, that cannot stand together."""
+
+from collections.abc import Iterator, Mapping
+
+from luthier.config.launch import bounds_of
+from luthier.config.settings import Settings
+
+# Methods that read a block's weights only while it computes, and train none of them.
+OVER_PLACES = ("lora", "bottleneck", "prefix", "prompt", "p_tuning", "ia3")
+# Starts of LoRA that do not look at the weights.
+BLIND_STARTS = ("default", "orthogonal")
+
+
+def one_process(settings: Settings) -> bool:
+    """Whether the settings ask for a single process on a single host (devices: auto may turn out as one)."""
+    return settings.devices == 1 and bounds_of(settings.nodes)[1] == 1
+
+
+def fixed_ranks(settings: Settings) -> int | None:
+    """How many processes train together, all hosts counted; None where that is known only when they start (auto, MIN:MAX)."""
+    least, most = bounds_of(settings.nodes)
+    return None if settings.devices == "auto" or least != most else settings.devices * most
+
+
+def clashes(settings: Settings, given: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """What cannot stand together: the setting's dotted name, the problem, the next step. `given` has the names that were written."""
+    alone = one_process(settings)
+    if settings.device_map is not None and not alone:
+        yield "device_map", "device_map places one model for one process, and devices or nodes ask for several", "keep one of the two"
+    yield from _of_places(settings)
+    if settings.wrapping != "auto" and alone:
+        yield "wrapping", f"wrapping: {settings.wrapping} has no effect with devices: 1 and nodes: 1", "devices: 2, or take wrapping out"
+    if settings.launch.head is not None and bounds_of(settings.nodes)[1] == 1:
+        yield "launch.head", "launch.head has no effect with nodes: 1", "nodes: 2, or take it out"
+    if settings.device == "mps" and not alone:
+        yield "devices", "mps is one device, and has no group of processes", "devices: 1, or device: cpu"
+
+
+def _of_places(settings: Settings) -> Iterator[tuple[str, str, str]]:
+    """Blocks that lie elsewhere are there only while they compute."""
+    if settings.device_map == "cpu" and settings.device not in ("auto", "cpu"):
+        yield "device_map", f"device_map: cpu and device: {settings.device} say different things", "keep one of the two"
+    if settings.device_map in (None, "cpu"):
+        return
+    if settings.method not in OVER_PLACES or settings.lora.use_dora:
+        method = "lora with use_dora" if settings.lora.use_dora else settings.method
+        yield "device_map", f"method: {method} reads or trains weights of blocks that lie elsewhere", "method: lora, or take device_map out"
+    if settings.method == "lora" and settings.lora.init_lora_weights not in BLIND_STARTS:
+        how = settings.lora.init_lora_weights
+        yield "device_map", f"init_lora_weights: {how} starts from weights that lie elsewhere", "init_lora_weights: default, or take device_map out"
+    if settings.training.frozen_base == "fp8":
+        yield "device_map", "frozen_base: fp8 makes another form of weights that lie elsewhere", "frozen_base: bf16, or take device_map out"

@@ -1,0 +1,118 @@
+"""One run on several devices: how many, how its weights are shared, what each then holds and sends. Plain arithmetic on a model's facts."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from luthier.config.launch import bounds_of
+from luthier.config.settings import Settings
+from luthier.models.facts import ModelFacts
+from luthier.plan import machine, memory
+from luthier.records import Machine, Resolved
+
+# What is cut where weights are: the rest is of the tokens that are on their way.
+CUT = ("weights", "adapter and optimizer", "gradients and optimizer")
+# Blocks that are whole at once: the one that computes, and the next, which is on its way.
+WHOLE_BLOCKS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Devices that train together: so many on each host, on so many hosts (of MIN:MAX the fewest, which must be enough)."""
+
+    per_host: int
+    hosts: int
+
+    @property
+    def total(self) -> int:
+        return self.per_host * self.hosts
+
+
+def group_of(settings: Settings) -> Group:
+    """The devices of a run; devices: auto counts as one until it is filled."""
+    return Group(1 if settings.devices == "auto" else settings.devices, bounds_of(settings.nodes)[0])
+
+
+def devices(here: Machine) -> Resolved:
+    """What devices: auto becomes on this machine."""
+    count = machine.gpu_count() if here.device == "cuda" else 1
+    return Resolved("devices", count, f"GPUs of this host: {count}" if here.device == "cuda" else "one process uses all cores of a CPU")
+
+
+def wrapping(settings: Settings, fits: Callable[[Settings], bool]) -> Resolved:
+    """How the weights are shared where that is auto. `fits` says whether a run of other settings fits in a device."""
+    whole = settings.model_copy(update={"wrapping": "ddp"})
+    if fits(whole):
+        return Resolved("wrapping", "ddp", "the weights fit one device, and only what is trained is sent")
+    if group_of(settings).hosts > 1:
+        return Resolved(
+            "wrapping", "hsdp", "the weights do not fit one device: the devices of a host have a part each, and hosts send what is trained"
+        )
+    return Resolved("wrapping", "fsdp", "the weights do not fit one device: each has a part, and gets the others' as it needs them")
+
+
+def at_work(settings: Settings, machine: Machine) -> float:
+    """How many devices' work is done at once: an update's rows are dealt out whole, so that more devices than rows help nothing."""
+    group = group_of(settings)
+    count = group.hosts if machine.device == "cpu" else group.total
+    rows = settings.training.batch_size
+    return count if rows == "auto" else rows / math.ceil(rows / count)
+
+
+def parts_of_weights(settings: Settings) -> int:
+    """In how many parts the weights are cut: 1 where each device has all of them."""
+    group = group_of(settings)
+    return {"fsdp": group.total, "hsdp": group.per_host}.get(settings.wrapping, 1)
+
+
+def share(parts: dict[str, int], settings: Settings, facts: ModelFacts) -> dict[str, int]:
+    """The memory of one device, where `parts` is that of a run on a single one: the weights cut, and the blocks that are whole at the moment."""
+    count = parts_of_weights(settings)
+    if count == 1:
+        return parts
+    cut = {name: math.ceil(size / count) if name in CUT else size for name, size in parts.items()}
+    return {**cut, "gathered": whole_at_once_bytes(parts["weights"], facts, settings.training.precision)}
+
+
+def whole_at_once_bytes(weights_bytes: int, facts: ModelFacts, precision: str) -> int:
+    """What stands whole on a device while it computes: the tables throughout, and WHOLE_BLOCKS of the blocks."""
+    tables = (1 if facts.tied else 2) * facts.vocabulary * facts.hidden * memory.PRECISION_BYTES[precision]
+    return tables + WHOLE_BLOCKS * (weights_bytes - tables) // facts.layers
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes that one device sends for one update: to the others of its host, and to other hosts; and in how many collectives."""
+
+    inside: int
+    between: int
+    collectives: int
+
+
+def traffic(wrapping: str, group: Group, trained: int, weights_bytes: int, layers: int, micro_batches: int) -> Traffic:
+    """What one device sends for an update of `micro_batches` micro-batches each, in rings: an all-reduce of S bytes over n devices sends
+    2 (n - 1) / n S, a gather or a scatter half of that.
+
+    ddp: the gradients of the `trained` numbers, in fp32, once. fsdp: the weights, gathered for the forward and for the backward pass of every
+    micro-batch, and the gradients, scattered. hsdp: likewise inside the host, and the host's part of the gradients between hosts.
+    """
+    gradients = 4 * trained
+    if wrapping == "ddp":
+        return _placed(round(2 * _of_ring(group.total) * gradients), group, 1)
+    shards = group.total if wrapping == "fsdp" else group.per_host
+    gathers = 2 * micro_batches * _of_ring(shards) * weights_bytes
+    scattered = _of_ring(shards) * gradients * micro_batches
+    sent = round(gathers + scattered)
+    collectives = 3 * micro_batches * (layers + 1)
+    if wrapping == "fsdp":
+        return _placed(sent, group, collectives)
+    return Traffic(sent, round(2 * _of_ring(group.hosts) * gradients / shards), collectives + (group.hosts > 1))
+
+
+def _of_ring(devices: int) -> float:
+    return (devices - 1) / devices
+
+
+def _placed(size: int, group: Group, collectives: int) -> Traffic:
+    """A ring over all devices is as slow as its slowest step: with several hosts all of it counts as sent between them."""
+    return Traffic(0, size, collectives) if group.hosts > 1 else Traffic(size, 0, collectives)

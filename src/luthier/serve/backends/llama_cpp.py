@@ -1,0 +1,240 @@
+"""llama.cpp, the engine of GGUF files, in a process of its own on a free port of this machine.
+
+with LlamaCpp(Path("model-q8_0.gguf"), {"support": Path("support.gguf")}, threads=2) as engine:
+    engine.url                             # speaks OpenAI's API, and llama.cpp's own
+    engine.answer([[1, 4093, 198]], 64)
+
+Run as a program this file is that process: it ends with whoever started it, however that one ends.
+"""
+
+import http.client
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, TypeVar
+
+from luthier.errors import CallError, LuthierError, MachineError, ModelError
+from luthier.models import gguf_file
+from luthier.records import TokenizedExample
+
+INSTALL = 'pip install "luthier[gguf]"'
+HOST = "127.0.0.1"
+# A large model is read from a slow disk before the process answers.
+START_S = 600.0
+ANSWER_S = 600.0
+END_S = 10.0
+Result = TypeVar("Result")
+
+
+class LlamaCpp:
+    """A GGUF model, and LoRA adapters for it by name, as llama.cpp runs them. A context manager: `url` is there inside."""
+
+    def __init__(
+        self, model: Path, adapters: Mapping[str, Path] | None = None, *, threads: int = 1, slots: int = 4, context: int = 2048, key: str = ""
+    ) -> None:
+        """`slots` requests are answered at once, each in a context of `context` tokens; more wait. With a `key` it answers who has it alone."""
+        self.model, self.adapters, self.key = model, dict(adapters or {}), key
+        self.threads, self.slots, self.context = threads, slots, context
+        self.url = ""
+        self._process: subprocess.Popen[str] | None = None
+        self._letter = 0  # a token that is one whole letter
+
+    def __enter__(self) -> "LlamaCpp":
+        if importlib.util.find_spec("xllamacpp") is None:
+            raise CallError("needs xllamacpp", where=str(self.model), next_step=INSTALL)
+        for path in (self.model, *self.adapters.values()):
+            gguf_file.read(path)  # what is cut or no GGUF never reaches a parser written in C
+        asked = {
+            "model": str(self.model),
+            "adapters": [str(path) for path in self.adapters.values()],
+            "threads": self.threads,
+            "slots": self.slots,
+            "context": self.context,
+            "key": self.key,
+        }
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+            self._process = subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True)
+            try:
+                self._tell(json.dumps(asked))
+                self.url = self._address(said)
+                self._letter = self.tokenize("a")[-1]
+            except BaseException:
+                self.close()
+                raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process. Safe to call again."""
+        process, self._process, self.url = self._process, None, ""
+        if process is None:
+            return
+        assert process.stdin
+        assert process.stdout
+        with suppress(BrokenPipeError):
+            process.stdin.close()  # its word to go
+        try:
+            process.wait(timeout=END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a request has to bring along."""
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there; it may have died."""
+        return self._process is not None and self._process.poll() is None
+
+    def lora(self, adapter: str | None = None) -> list[dict[str, float]]:
+        """The field `lora` of a request to llama.cpp for one adapter by its name, or for the model alone."""
+        return [{"id": number, "scale": float(name == adapter)} for number, name in enumerate(self.adapters)]
+
+    def answer(self, prompts: Sequence[list[int]], max_new_tokens: int, adapter: str | None = None) -> list[str]:
+        """The greedy answers to prompts of token ids, in their order."""
+
+        def one(prompt: list[int]) -> str:
+            asked = {"prompt": prompt, "n_predict": max_new_tokens, "temperature": 0.0, "lora": self.lora(adapter)}
+            return str(self.ask("/completion", asked)["content"])
+
+        return self._each(one, prompts)
+
+    def likeliest(self, row: TokenizedExample, places: int | None = None, adapter: str | None = None) -> list[int]:
+        """The likeliest token at each of the last `places` of a row (None: from its first trained one on), after all that stands before it."""
+        return [next(iter(found)) for found in self.log_probabilities([row], places, top=1, adapter=adapter)[0]]
+
+    def log_probabilities(
+        self, rows: Sequence[TokenizedExample], places: int | None = None, *, top: int = 64, adapter: str | None = None
+    ) -> list[list[dict[int, float]]]:
+        """For each row and each such place the `top` likeliest tokens with their log-probabilities (nats), the likeliest first."""
+
+        def one(row: TokenizedExample) -> list[dict[int, float]]:
+            first = row.trained.index(True)
+            begin = max(first, len(row.token_ids) - places) if places is not None else first
+            return [self._after(row.token_ids[:place], top, adapter) for place in range(begin, len(row.token_ids))]
+
+        return self._each(one, rows)
+
+    def _after(self, prompt: list[int], top: int, adapter: str | None) -> dict[int, float]:
+        # What comes next is made certain, as it stays silent of a token that ends an answer or is half a character. The probabilities are
+        # those from before that. The prompt but for its last token lies in the cache of the slot that had it before.
+        asked = {
+            "prompt": prompt,
+            "n_predict": 1,
+            "n_probs": top,
+            "temperature": 0.0,
+            "lora": self.lora(adapter),
+            "logit_bias": [[self._letter, 1e6]],
+        }
+        [found] = self.ask("/completion", asked)["completion_probabilities"]
+        return {int(one["id"]): float(one["logprob"]) for one in found["top_logprobs"]}
+
+    def tokenize(self, text: str) -> list[int]:
+        """The ids that llama.cpp's own tokenizer gives for a text, special tokens read as such and nothing put before it."""
+        asked = {"content": text, "add_special": False, "parse_special": True}
+        return [int(token) for token in self.ask("/tokenize", asked)["tokens"]]
+
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] = ()) -> str:
+        """The prompt that llama.cpp makes of a conversation with the template inside the file."""
+        asked = {"messages": list(messages), **({"tools": list(tools)} if tools else {})}
+        return str(self.ask("/apply-template", asked)["prompt"])
+
+    def ask(self, path: str, asked: Mapping[str, Any]) -> Any:
+        """The JSON answer to a request. Raises MachineError where the process has died, ModelError for what it refuses."""
+        host, _, port = self.url.rpartition("//")[2].partition(":")
+        # Not urllib, which would look for a proxy to this very machine.
+        connection = http.client.HTTPConnection(host, int(port or 0), timeout=ANSWER_S)
+        try:
+            connection.request("POST", path, json.dumps(asked), {"Content-Type": "application/json", **self.headers})
+            response = connection.getresponse()
+            text = response.read().decode("utf-8", "replace")
+        except OSError as error:
+            raise MachineError(
+                f"llama.cpp does not answer ({error})", where=str(self.model), next_step="see whether the memory is enough, and try again"
+            ) from error
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise ModelError(f"llama.cpp refuses {path}: {text[:300]}", where=str(self.model), next_step="a shorter prompt, or a larger context")
+        return json.loads(text)
+
+    def _each(self, work: Callable[[Any], Result], asked: Sequence[Any]) -> list[Result]:
+        with ThreadPoolExecutor(self.slots) as threads:
+            return list(threads.map(work, asked))
+
+    def _tell(self, line: str) -> None:
+        # Not as an argument: everyone on this machine can read those, and here is a key.
+        assert self._process
+        assert self._process.stdin
+        with suppress(BrokenPipeError):  # it has died: `_address` says why
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+
+    def _address(self, said: IO[str]) -> str:
+        """The address that the process listens on. Raises LuthierError with its last words where it has none."""
+        assert self._process
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if line:
+            return str(json.loads(line)["url"])
+        self._process.wait(timeout=END_S)
+        said.seek(0)
+        return _raise_for([text.strip() for text in said.read().splitlines() if text.strip()], self.model, self._process.returncode)
+
+
+def _raise_for(lines: list[str], model: Path, code: int) -> str:
+    reasons = [line for line in lines if "error" in line.lower() or "failed" in line.lower() or "couldn't" in line]
+    reason = (reasons or lines or [f"it ended with code {code}"])[0][:300]
+    found: LuthierError
+    if "bind" in reason:
+        found = MachineError(f"llama.cpp cannot listen on {HOST}: {reason}", where=str(model), next_step="see which program holds the port")
+    elif code == -9 or "alloc" in reason:
+        found = MachineError(f"the memory is not enough for it ({reason})", where=str(model), next_step="a smaller context, or fewer bits")
+    else:
+        found = ModelError(f"llama.cpp cannot load it: {reason}", where=str(model), next_step="export it again, or install a newer xllamacpp")
+    raise found
+
+
+def _serve(asked: dict[str, Any], speak: IO[str]) -> None:
+    """The process: load, listen, say where, and stay until the pipe from whoever started it closes."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = asked["model"]
+    params.n_ctx = asked["context"] * asked["slots"]
+    params.n_parallel = asked["slots"]
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = asked["threads"]
+    params.hostnames, params.port = [HOST], 0  # the system finds a free one
+    params.api_keys = [asked["key"]] if asked["key"] else []
+    params.fit_params = params.ui = False
+    # Its cache of prompts is not told apart by adapter (llama.cpp#26207); what a slot itself remembers is.
+    params.cache_ram_mib = 0
+    params.lora_init_without_apply = True
+    params.prefill_assistant = False  # a last message of the assistant is a whole turn, as in training
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 1.0) for path in asked["adapters"]]
+    server = xllamacpp.Server(params)
+    print(json.dumps({"url": server.listening_address}), file=speak, flush=True)
+    sys.stdin.read()
+    os._exit(0)  # nothing to save; its threads would be waited for
+
+
+if __name__ == "__main__":
+    # What C code prints goes where the log goes: the first pipe is ours.
+    _speak = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    if _line := sys.stdin.readline():  # none: whoever started us is gone already
+        _serve(json.loads(_line), _speak)

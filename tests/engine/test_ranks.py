@@ -1,0 +1,74 @@
+"""A group without its processes: what a rank does where rank 0 stands still. Real ranks are in tests/recipes and tests/launch."""
+
+import os
+import threading
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from luthier.engine import ranks
+from luthier.errors import RunError
+
+
+class StandingStill:
+    """The store of a rank 0 that was stopped: torch's waits for its answer for ever, whatever the time limit."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+
+    def wait(self, keys: list[str], limit: timedelta) -> None:
+        assert self.ended.wait(30), "nobody ended this process"
+        raise dist.DistNetworkError("the process ends")
+
+    def check(self, keys: list[str]) -> bool:
+        self.wait(keys, timedelta(0))
+        return True
+
+    def set(self, key: str, value: str) -> None:
+        return
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> tuple[StandingStill, list[int]]:
+    store, codes = StandingStill(), list[int]()
+
+    def end(code: int) -> Any:
+        codes.append(code)
+        store.ended.set()
+
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(ranks, "_group", ranks._Group(1, 2, store, timedelta(seconds=0.05)))
+    monkeypatch.setattr(ranks, "PATIENCE", timedelta(seconds=0.05))
+    monkeypatch.setattr(ranks, "FAREWELL_S", 0.05)
+    return store, codes
+
+
+def test_a_rank_that_waits_for_an_order_of_one_that_stands_still_says_so_and_ends(
+    group: tuple[StandingStill, list[int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RunError):
+        ranks.hear()
+    assert group[1] == [RunError.exit_code]
+    assert "rank 1: rank 0 does not answer: it hangs, or its host does" in capsys.readouterr().err
+
+
+def test_so_does_one_whose_sum_was_not_met(
+    group: tuple[StandingStill, list[int]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed_out(*args: Any) -> None:
+        raise RuntimeError("timed out")
+
+    monkeypatch.setattr(dist, "all_reduce", timed_out)
+    with pytest.raises(RunError):
+        ranks.sums([1.0])
+    assert group[1] == [RunError.exit_code]
+    assert "rank 0 does not answer" in capsys.readouterr().err
+
+
+def test_one_that_answers_in_time_is_left_alone(group: tuple[StandingStill, list[int]]) -> None:
+    with ranks._answered(ranks._joined(), timedelta(seconds=0.05)):
+        pass
+    assert not group[0].ended.wait(0.2)
+    assert group[1] == []

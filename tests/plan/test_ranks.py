@@ -1,0 +1,122 @@
+"""Several devices in numbers: what each holds and sends, how the weights are shared, and how far it scales."""
+
+import itertools
+import tomllib
+from dataclasses import replace
+from importlib import resources
+from typing import Any
+
+import pytest
+
+from luthier.config.settings import Settings
+from luthier.models.facts import ModelFacts
+from luthier.plan import choose, cost, elsewhere, ranks, scaling, wishes
+from luthier.plan.cost import DataShape
+from luthier.plan.ranks import Group, Traffic
+from luthier.records import Machine
+
+ROWS = DataShape(train_rows=10_000, train_tokens=5_000_000, trained_tokens=1_000_000, longest=1500, shared_prefix_tokens=0, answer_p99=50)
+FEW = replace(ROWS, train_rows=1000, train_tokens=120_000, trained_tokens=30_000, longest=150)
+
+
+def settings(method: str = "lora", **asked: Any) -> Settings:
+    training = {"precision": "bf16", "batch_size": 64, "num_train_epochs": 1.0} | asked.pop("training", {})
+    adapter = {} if method == "full" else {"lora": {"r": 16, "lora_alpha": 32.0, "lora_dropout": 0.0}}
+    return Settings.model_validate(
+        {"model": "m", "data": {"train": "t", "max_length": 2048}, "method": method, "training": training, **adapter, **asked}
+    )
+
+
+@pytest.fixture(scope="module")
+def llama70b() -> ModelFacts:
+    return ModelFacts(70_553_706_496, 80, 8192, 28672, 64, 8, 128, 128256, 131072, False)
+
+
+@pytest.fixture(scope="module")
+def h100() -> Machine:
+    return elsewhere.machine_of(wishes.devices()["h100"])
+
+
+def test_what_two_ranks_send_is_what_was_counted_on_a_wire() -> None:
+    """4 layers of SmolLM2-135M, LoRA r=8: counted per rank and update, 2 ranks (docs/scaling.md)."""
+    linear = 2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536
+    trained = 4 * 8 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))
+    weights = 4 * linear + 49_152 * 576
+    ddp = ranks.traffic("ddp", Group(2, 1), trained, 2 * weights, 4, 1)
+    assert ddp == Traffic(4 * trained, 0, 1)
+    assert ddp.inside == pytest.approx(1.31e6, rel=0.01)
+    assert ranks.traffic("fsdp", Group(2, 1), trained, 2 * weights, 4, 1).inside == pytest.approx(87.9e6, rel=0.05)
+    assert ranks.traffic("fsdp", Group(2, 1), trained, 4 * weights, 4, 1).inside == pytest.approx(172.8e6, rel=0.05)
+
+
+def test_hsdp_sends_between_hosts_only_its_part_of_what_is_trained() -> None:
+    found = ranks.traffic("hsdp", Group(8, 4), 1_000_000, 8_000_000_000, 32, 1)
+    assert found.between == 2 * 3 / 4 * 4_000_000 / 8
+    assert found.inside > 1e9
+    alone = ranks.traffic("fsdp", Group(8, 4), 1_000_000, 8_000_000_000, 32, 1)
+    assert (alone.inside, alone.between > 1e9) == (0, True), "a ring is as slow as its slowest step"
+
+
+def test_the_wrapping_follows_from_what_fits(llama70b: ModelFacts, smollm2: ModelFacts, h100: Machine) -> None:
+    def chosen(facts: ModelFacts, **asked: Any) -> tuple[str, str]:
+        plan = choose.resolve(settings(**asked), facts, h100, ROWS)
+        why = next((one.why for one in plan.resolved if one.name == "wrapping"), "")
+        return plan.settings.wrapping, why
+
+    assert chosen(smollm2) == ("auto", ""), "one device shares nothing"
+    assert chosen(smollm2, devices=8)[0] == "ddp"
+    assert chosen(llama70b, devices=8) == ("fsdp", "the weights do not fit one device: each has a part, and gets the others' as it needs them")
+    assert chosen(llama70b, devices=8, nodes=2)[0] == "hsdp"
+    assert chosen(llama70b, devices=8, method="qlora")[0] == "ddp", "in 4 bits they fit"
+    assert chosen(llama70b, devices=8, wrapping="ddp")[0] == "ddp", "what was asked for"
+
+
+def test_cut_weights_make_a_run_fit_that_does_not_fit_one_device(llama70b: ModelFacts, h100: Machine) -> None:
+    assert not choose.resolve(settings(), llama70b, h100, ROWS).fits
+    plan = choose.resolve(settings(devices=8), llama70b, h100, ROWS)
+    assert plan.fits
+    assert plan.memory_bytes["weights"] == pytest.approx(2 * 70.55e9 / 8, rel=0.01)
+    tables = 2 * 128256 * 8192 * 2
+    assert plan.memory_bytes["gathered"] == pytest.approx(tables + 2 * (2 * 70.55e9 - tables) / 80, rel=0.01)
+    assert "devices: 8 (fsdp); each sends about" in "\n".join(plan.lines())
+
+
+def test_processes_on_one_cpu_have_their_part_of_its_memory_and_are_no_faster(smollm2: ModelFacts, laptop: Machine) -> None:
+    one, two = (choose.resolve(settings(devices=count), smollm2, laptop, FEW) for count in (1, 2))
+    assert cost.memory_limit(two.settings, laptop) == cost.memory_limit(one.settings, laptop) // 2
+    assert two.seconds == pytest.approx(one.seconds)
+    gpu = replace(laptop, device="cuda")
+    assert choose.resolve(settings(devices=2), smollm2, gpu, FEW).seconds == pytest.approx(choose.resolve(settings(), smollm2, gpu, FEW).seconds / 2)
+
+
+def test_devices_auto_are_the_gpus_of_the_host(smollm2: ModelFacts, laptop: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,5")
+    assert choose.resolve(settings(devices="auto"), smollm2, laptop, FEW).settings.devices == 1, "a CPU is one"
+    plan = choose.resolve(settings(devices="auto"), smollm2, replace(laptop, device="cuda"), FEW)
+    assert (plan.settings.devices, plan.settings.wrapping) == (3, "ddp")
+
+
+def test_scaling_stops_where_an_update_has_no_more_rows(smollm2: ModelFacts, h100: Machine) -> None:
+    plan = choose.resolve(settings(), smollm2, h100, ROWS)
+    found = scaling.simulate(plan.settings, smollm2, h100, ROWS, plan.updates, [1, 8, 64, 512])
+    assert [one.devices for one in found] == [1, 8, 64, 512]
+    assert [one.hosts for one in found] == [1, 1, 8, 64]
+    assert found[0].efficiency == 1.0
+    assert found[0].sent_bytes == 0
+    assert all(later.efficiency < earlier.efficiency for earlier, later in itertools.pairwise(found))
+    assert found[3].speedup <= 64, "64 rows are the work of 64 devices"
+    assert found[2].update_seconds <= found[3].update_seconds
+
+
+def test_a_large_model_is_cut_where_it_must_be(llama70b: ModelFacts, h100: Machine) -> None:
+    plan = choose.resolve(settings(), llama70b, h100, ROWS)
+    found = scaling.simulate(plan.settings, llama70b, h100, ROWS, plan.updates, [1, 8, 64])
+    assert [(one.wrapping, one.fits) for one in found] == [("ddp", False), ("fsdp", True), ("hsdp", True)]
+
+
+def test_the_links_say_where_they_are_from() -> None:
+    table = tomllib.loads(resources.files("luthier.plan").joinpath("links.toml").read_text(encoding="utf-8"))
+    assert len(table["source"]) > 100
+    for links in (table["inside"], table["between"]):
+        assert set(links) - {"this", "other"} <= set(wishes.devices())
+        assert {"this", "other"} <= set(links)

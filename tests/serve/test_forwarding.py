@@ -1,0 +1,257 @@
+"""Our doors before another engine: the official client speaks to them as to our own server, and the engine gets what it understands."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from conftest_serve import listen
+from stand_in import STOP_ID, StandIn, answer_to
+
+from luthier.serve import forwarding, keys, upstream
+from luthier.serve.counters import Counters
+from luthier.serve.dialects import DIALECTS, Forwarded
+from luthier.serve.doors import Limits
+from luthier.serve.forwarding import Forwarding
+from luthier.serve.registry import Served
+from luthier.serve.upstream import Backend, Upstream
+
+SYSTEM = "Speak as trained."
+KEY = "k" * 40
+
+
+@dataclass
+class Stand:
+    """The doors on their address, and the engine behind them: `engine` is the one that runs now, `ended` whether the doors gave up."""
+
+    url: str
+    engines: list[StandIn]
+    ended: threading.Event
+    server: Forwarding
+    gate: threading.Event  # an engine is started once it is open
+
+    @property
+    def engine(self) -> StandIn:
+        return self.engines[-1]
+
+    def client(self, key: str = "none") -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=20)
+
+    def post(self, content: str, model: str = "base", key: str = "none", **more: Any) -> httpx.Response:
+        body = {"model": model, "messages": [{"role": "user", "content": content}], **more}
+        return httpx.post(f"{self.url}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"}, timeout=20)
+
+
+def until(true: Callable[[], bool], seconds: float = 10) -> bool:
+    latest = time.monotonic() + seconds
+    while not true() and time.monotonic() < latest:
+        time.sleep(0.01)
+    return true()
+
+
+@contextlib.contextmanager
+def stand(given: keys.Keys | None = None, most: int = 64, limits: Limits | None = None, knows_system: bool = True) -> Iterator[Stand]:
+    engines: list[StandIn] = []
+    gate = threading.Event()
+    gate.set()
+
+    def start() -> Backend:
+        gate.wait(20)
+        engines.append(StandIn())
+        threading.Thread(target=engines[-1].serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return Backend(engines[-1], {"authorization": "Bearer inside"})
+
+    ended = threading.Event()
+    served = Upstream("vLLM", start, ended.set)
+    served.begin()
+    names = {
+        "base": Forwarded(Served("base")),
+        "support": Forwarded(Served("support", system=SYSTEM), 0, "content", (STOP_ID,)),
+        "sales": Forwarded(Served("sales"), 1, "other content"),
+    }
+    server = Forwarding(
+        upstream=served,
+        dialect=DIALECTS["vllm"],
+        names=names,
+        counters=Counters(),
+        limits=limits or Limits(),
+        most=most,
+        knows_system=knows_system,
+        control=["<|im_start|>"],
+    )
+    found, thread = listen(forwarding.application(server, given or keys.Keys([]), frozenset({"127.0.0.1"})), None)  # type: ignore[arg-type]
+    yield Stand(found.url, engines, ended, server, gate)
+    found.server.should_exit = True
+    thread.join(timeout=20)
+    for engine in engines:
+        engine.shutdown()
+        engine.server_close()
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Stand]:
+    with stand() as found:
+        yield found
+
+
+def said(name: str, system: str, content: str) -> str:
+    return answer_to({"model": name, "messages": [{"role": "system", "content": system}]}, content)
+
+
+def test_the_official_client_meets_the_same_api(running: Stand) -> None:
+    client = running.client()
+    listed = {model.id: model for model in client.models.list()}
+    assert [*listed] == ["base", "support", "sales"]
+    assert [listed["base"].parent, listed["sales"].parent] == [None, "base"]  # type: ignore[attr-defined]
+    answer = client.chat.completions.create(model="support", messages=[{"role": "user", "content": "Hi"}], n=2)
+    assert [choice.message.content for choice in answer.choices] == [said("support", SYSTEM, "Hi")] * 2
+    assert answer.model == "support"
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == 8
+    assert not {"timings", "kv_transfer_params"} & answer.model_dump().keys()
+    own = client.chat.completions.create(model="support", messages=[{"role": "system", "content": "Mine."}, {"role": "user", "content": "Hi"}])
+    assert own.choices[0].message.content == said("support", "Mine.", "Hi")
+    text = client.completions.create(model="sales", prompt="Once", max_tokens=4)
+    assert text.choices[0].text == answer_to({"model": "sales"}, "Once")
+
+
+def test_a_stream_comes_piece_by_piece_and_says_what_the_whole_answer_says(running: Stand) -> None:
+    client = running.client()
+    asked: dict[str, Any] = {"model": "support", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+    chunks = list(client.chat.completions.create(**asked, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices).strip() == said("support", SYSTEM, "Hi")
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]][-1] == "stop"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.prompt_tokens == 5
+    assert all(not chunk.usage for chunk in client.chat.completions.create(**asked))
+    begun = time.monotonic()
+    first = next(iter(client.chat.completions.create(**asked | {"messages": [{"role": "user", "content": "long"}]})))
+    assert first.model == "support"
+    assert time.monotonic() - begun < 4  # the whole takes 8 s
+
+
+def test_the_engine_gets_every_number_and_keeps_tenants_and_contents_apart(running: Stand) -> None:
+    running.post("a", "support", temperature=0.5, seed=3, logit_bias={"7": 5})
+    sent = running.engine.asked[-1]
+    assert sent["authorization"] == "Bearer inside"  # not the client's own
+    wanted = {"model": "support", "temperature": 0.5, "seed": 3, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    assert sent | wanted == sent
+    assert [sent["logit_bias"], sent["stop_token_ids"]] == [{"7": 5.0}, [STOP_ID]]
+    running.post("a", "sales")
+    other = running.engine.asked[-1]
+    assert "stop_token_ids" not in other  # it has no contract
+    assert sent["cache_salt"] != other["cache_salt"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_ends_the_work_of_the_engine(running: Stand, stream: bool) -> None:
+    engine = running.engine
+    engine.held.clear()
+    engine.broken_off.clear()
+    body = {"model": "base", "messages": [{"role": "user", "content": "long" if stream else "wait"}], "stream": stream}
+    with httpx.Client(timeout=20) as client:
+        request = client.build_request("POST", f"{running.url}/v1/chat/completions", json=body)
+        if stream:
+            response = client.send(request, stream=True)
+            next(response.iter_lines())
+            response.close()
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                client.post(f"{running.url}/v1/chat/completions", json=body, timeout=0.5)
+    assert engine.held.is_set()
+    assert engine.broken_off.wait(5)
+    assert until(lambda: running.server.in_flight == 0)
+
+
+def test_what_cannot_be_asked_is_refused_in_words(running: Stand) -> None:
+    asked = len(running.engine.asked)
+    nobody = running.post("Hi", "nobody")
+    assert [nobody.status_code, nobody.json()["error"]["code"]] == [404, "model_not_found"]
+    control = running.post("a <|im_start|>system")
+    assert [control.status_code, "control token" in control.json()["error"]["message"]] == [400, True]
+    assert running.post("Hi", temprature=1).json()["error"]["param"] == "temprature"
+    assert len(running.engine.asked) == asked  # the engine was asked nothing of it
+    refused = running.post("refuse")
+    assert [refused.status_code, "no such thing here" in refused.json()["error"]["message"]] == [400, True]
+    assert running.post("refuse", stream=True).status_code == 400  # not an event of a stream that has begun
+    failed = running.post("fail")
+    assert failed.status_code == 500
+    assert "0x7f" not in failed.text  # its own words stay inside
+    change = httpx.post(f"{running.url}/v1/load_lora_adapter", json={"lora_name": "support"})
+    assert [change.status_code, "started with" in change.text] == [501, True]
+    described = httpx.get(f"{running.url}/openapi.json", timeout=20).json()
+    assert "501" in described["paths"]["/v1/load_lora_adapter"]["post"]["responses"]
+
+
+def test_a_stream_that_the_engine_breaks_off_ends_with_a_fault(running: Stand) -> None:
+    lines = running.post("die", stream=True).text.split("\n\n")
+    assert "engine_down" in lines[-3]
+    assert lines[-2:] == ["data: [DONE]", ""]
+    assert running.server.in_flight == 0
+    counted = httpx.get(f"{running.url}/metrics").text
+    assert 'luthier_answer_tokens_total{model="support"}' in counted
+
+
+def test_keys_stand_before_the_engine() -> None:
+    given = keys.Keys([keys.Key("alice", keys._hash(KEY), ("support",))])
+    with stand(given) as found:
+        assert found.post("Hi").status_code == 401
+        assert found.post("Hi", "sales", KEY).status_code == 403
+        assert found.post("Hi", "support", KEY).status_code == 200
+        salt = found.engine.asked[-1]["cache_salt"]
+        assert [model.id for model in found.client(KEY).models.list()] == ["support"]
+        assert httpx.get(f"{found.url}/metrics", headers={"authorization": f"Bearer {KEY}"}).status_code == 403
+    with stand() as found:
+        found.post("Hi", "support")
+        assert found.engine.asked[-1]["cache_salt"] != salt
+
+
+def test_too_many_and_too_slow_requests_are_told_so() -> None:
+    with stand(most=1, limits=Limits(answer_s=1.0)) as found:
+        waiting: list[httpx.Response] = []
+        thread = threading.Thread(target=lambda: waiting.append(found.post("wait")))
+        thread.start()
+        assert found.engine.held.wait(5)
+        more = found.post("Hi")
+        assert [more.status_code, more.headers["retry-after"]] == [503, "1"]
+        thread.join(10)
+        assert [waiting[0].status_code, waiting[0].json()["error"]["code"]] == [504, "deadline"]
+        assert found.post("Hi").status_code == 200
+
+
+def _engines(found: Stand, count: int) -> bool:
+    return len(found.engines) == count
+
+
+def test_an_engine_that_dies_is_started_again_and_given_up_where_it_dies_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "WATCH_S", 0.2)
+    with stand() as found:
+        for number in range(1, 3):
+            found.gate.clear()
+            found.engine.close()
+            down = found.post("Hi")
+            assert [down.status_code, down.json()["error"]["code"]] == [503, "engine_down"]
+            assert httpx.get(f"{found.url}/ready").status_code == 503
+            found.gate.set()
+            assert until(partial(_engines, found, number + 1))
+            assert until(lambda: httpx.get(f"{found.url}/ready").status_code == 200)
+            assert found.post("Hi").status_code == 200
+        assert httpx.get(f"{found.url}/health").status_code == 200
+        found.engine.close()
+        assert found.ended.wait(5)
+        assert [httpx.get(f"{found.url}/{path}").status_code for path in ("ready", "health")] == [503, 503]
+        assert found.post("Hi").status_code == 503
+        assert "ended by itself 3 times" in str(found.server.upstream.why_ended)
+
+
+def test_a_template_without_a_system_role_gets_the_text_before_the_question() -> None:
+    with stand(knows_system=False) as found:
+        found.post("Hi", "support")
+        assert found.engine.asked[-1]["messages"] == [{"role": "user", "content": f"{SYSTEM}\n\nHi"}]
