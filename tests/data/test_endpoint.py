@@ -1,6 +1,7 @@
 """The client of OpenAI-compatible endpoints, against a real server on loopback."""
 
 import email.utils
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -137,11 +138,11 @@ def test_requests_keep_their_distance() -> None:
     with canned(lambda number, body: said("hi")) as server:
         asking = Endpoint(server.address, requests_per_minute=600)
         begun = time.monotonic()
-        callers = Callers(asking, 4)
-        for _ in range(5):
-            callers.send(QUESTION)
-        while callers.in_flight:
-            callers.next_reply()
+        with Callers(asking, 4) as callers:
+            for _ in range(5):
+                callers.send(QUESTION)
+            while callers.in_flight:
+                callers.next_reply()
     assert time.monotonic() - begun >= 0.4
 
 
@@ -153,13 +154,28 @@ def test_no_more_questions_at_once_than_callers() -> None:
         return Canned(said("hi").body, delay_s=0.05)
 
     with canned(count) as server:
-        callers = Callers(Endpoint(server.address), 2)
-        for _ in range(6):
-            callers.send(QUESTION)
-        while callers.in_flight:
-            if callers.next_reply():
-                open_now[0] += 1
+        with Callers(Endpoint(server.address), 2) as callers:
+            for _ in range(6):
+                callers.send(QUESTION)
+            while callers.in_flight:
+                if callers.next_reply():
+                    open_now[0] += 1
     assert most[0] <= 3  # two that are open, and one that is just counted
+
+
+def test_callers_end_with_their_work() -> None:
+    def waiting() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "caller"}
+
+    before = waiting()
+    with canned(lambda number, body: said("hi")) as server, Callers(Endpoint(server.address), 3) as callers:
+        callers.send(QUESTION)
+        while not callers.next_reply():
+            pass
+        ours = waiting() - before
+    for thread in ours:
+        thread.join(5)
+    assert len(ours) == 3 and not any(thread.is_alive() for thread in ours)
 
 
 def test_after_a_stop_nothing_is_sent() -> None:

@@ -251,16 +251,23 @@ class Endpoint:
 
 
 class Callers:
-    """Threads that ask an endpoint, `concurrency` at once. Questions and replies pass through the one thread that owns this."""
+    """Threads that ask an endpoint, `concurrency` at once, until `with` ends. Questions and replies pass through the one thread that owns this."""
 
     def __init__(self, endpoint: Endpoint, concurrency: int) -> None:
         self.endpoint, self.concurrency = endpoint, concurrency
         self.in_flight = 0
-        self._questions: queue.Queue[Question] = queue.Queue()
+        self._questions: queue.Queue[Question | None] = queue.Queue()
         self._replies: queue.Queue[tuple[Question, Reply | LuthierError]] = queue.Queue()
         for _ in range(concurrency):
             # Daemons: a second Ctrl-C need not wait for a server.
-            threading.Thread(target=self._work, daemon=True).start()
+            threading.Thread(target=self._work, name="caller", daemon=True).start()
+
+    def __enter__(self) -> "Callers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for _thread in range(self.concurrency):
+            self._questions.put(None)
 
     def send(self, question: Question) -> None:
         self.in_flight += 1
@@ -276,8 +283,7 @@ class Callers:
         return question, reply
 
     def _work(self) -> None:
-        while True:
-            question = self._questions.get()
+        while (question := self._questions.get()) is not None:
             try:
                 self._replies.put((question, self.endpoint.ask(question)))
             except LuthierError as error:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from luthier.config.checks import CheckSettings
 from luthier.data.endpoint import Callers, Endpoint, Question, Refused
@@ -25,8 +26,11 @@ def judge(pairs: Sequence[tuple[str, str]], settings: CheckSettings) -> list[str
     if settings.judge_key_env and not key:
         where = f"checks.judge_key_env: {settings.judge_key_env}"
         raise ConfigError("this environment variable is not set, or empty", where=where, next_step=f"export {settings.judge_key_env}=...")
-    callers = Callers(Endpoint(str(settings.judge_endpoint), key), CONCURRENCY)
-    asked = {"model": settings.judge_model, "max_tokens": MAX_TOKENS, "temperature": 0}
+    with Callers(Endpoint(str(settings.judge_endpoint), key), CONCURRENCY) as callers:
+        return _verdicts(pairs, {"model": settings.judge_model, "max_tokens": MAX_TOKENS, "temperature": 0}, callers)
+
+
+def _verdicts(pairs: Sequence[tuple[str, str]], asked: dict[str, Any], callers: Callers) -> list[str | None]:
     for number, (prompt, answer) in enumerate(pairs):
         callers.send(Question(str(number), [{"role": "user", "content": PROMPT.format(prompt=prompt, answer=answer)}], asked))
     verdicts: list[str | None] = [None] * len(pairs)

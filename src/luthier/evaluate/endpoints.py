@@ -58,8 +58,7 @@ def ask(against: Against, rows: Sequence[Conversation], how: Decoding, kept: Kep
     if len(missing) < whole:
         reporter.say(f"{against.model}: {whole - len(missing)} of {whole} answers are kept from before")
     if questions:
-        with reporter.bar(f"asking {against.model}", len(questions)) as bar:
-            callers = Callers(endpoint, against.concurrency)
+        with reporter.bar(f"asking {against.model}", len(questions)) as bar, Callers(endpoint, against.concurrency) as callers:
             refused = _ask(callers, questions, sources, against.model, kept, bar, answers_something=len(missing) < whole)
         if refused:
             reporter.say(f"{against.model}: {refused} questions were refused by the server, and count as answered with nothing")

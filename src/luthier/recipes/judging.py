@@ -110,8 +110,9 @@ def _ask(call: Call, tasks: Sequence[Task], folder: Path, endpoint: Endpoint, re
     path = folder / "journal.jsonl"
     journal = journals.resume(path, first, "") if path.exists() else journals.begin(path, first)
     settings = {"model": call.model, "max_tokens": call.max_tokens, "temperature": 0}
-    with closing(journal), reporter.bar(f"asking {call.model}", len(tasks)) as bar, stopping_on_signals() as stop:
-        asked = judging.ask(tasks, settings, journal, Callers(endpoint, call.concurrency), stop, bar.advance)
+    callers = Callers(endpoint, call.concurrency)
+    with closing(journal), callers, reporter.bar(f"asking {call.model}", len(tasks)) as bar, stopping_on_signals() as stop:
+        asked = judging.ask(tasks, settings, journal, callers, stop, bar.advance)
         if stop.signal and len(asked.said) + len(asked.refused) < len(tasks):
             raise Interrupted(asked, stop.signal, folder)
     if tasks and not asked.said:

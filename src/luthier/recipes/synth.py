@@ -152,9 +152,10 @@ def synth(call: Call, reporter: Reporter | None = None) -> Made:
     _check_output(call)
     material = _material(call, reporter)
     bench = _bench(call, material, endpoint, reporter)
-    with closing(bench.journal), reporter.bar(f"making rows with {call.model}", call.rows) as bar, stopping_on_signals() as stop:
+    callers = Callers(endpoint, call.concurrency)
+    with closing(bench.journal), callers, reporter.bar(f"making rows with {call.model}", call.rows) as bar, stopping_on_signals() as stop:
         bar.advance(len(bench.rows))
-        _ask(bench, Callers(endpoint, call.concurrency), bar, stop, reporter)
+        _ask(bench, callers, bar, stop, reporter)
     made = _made(bench)
     if stop.signal and made.rows < call.rows:
         raise Interrupted(made, stop.signal)
