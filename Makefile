@@ -51,13 +51,13 @@ check: $(STAMP)
 
 # pytest answers 5 when no test is marked slow.
 test-slow: $(STAMP)
-	$(if $(TIMEOUT),$(TIMEOUT) 2400) $(RUN) -m pytest -n $(JOBS) --dist loadfile -m slow --durations=10 || test $$? -eq 5
+	$(if $(TIMEOUT),$(TIMEOUT) 2400) $(RUN) -m pytest -n $(JOBS) --dist loadfile -m slow --timeout 1500 --durations=10 || test $$? -eq 5
 
 test-cuda: $(STAMP)
 	$(RUN) -m pytest -m cuda
 
 test-nightly: $(STAMP)
-	$(RUN) -m pytest -m nightly --durations=10
+	$(RUN) -m pytest -m nightly --timeout 0 --durations=10
 
 mutants: $(STAMP)
 	$(RUN) mutants/run.py

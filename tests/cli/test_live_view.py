@@ -82,6 +82,8 @@ def test_the_live_view_has_the_numbers_and_ends_clean_on_ctrl_c(project: Path, w
         end = time.monotonic() + 40
         while training.lives() and time.monotonic() < end:
             screen.read(0.1)
+        if training.lives():  # a terminal that nobody reads any more would keep it for ever
+            training.kill(signal.SIGKILL)
         ended = training.wait()
         screen.read(0.1)
     finally:

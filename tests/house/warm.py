@@ -7,6 +7,7 @@ imports. Run as a program it is that one process, and reads a job (one JSON valu
 import fcntl
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -16,6 +17,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+
+# A call that has not ended by then is ended, and its test fails with what it said.
+LONGEST_S = 240.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +37,9 @@ class Warm:
 
     def __init__(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        # Without buffers: whether there is something to read is asked of the system.
         self._server = subprocess.Popen(
-            [sys.executable, str(Path(__file__))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment
+            [sys.executable, str(Path(__file__))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment
         )
         self._running: Call | None = None
         self.read()
@@ -55,21 +61,30 @@ class Warm:
         job = {"folder": str(folder), "arguments": [str(argument) for argument in arguments], "said": str(said), "ignored": ignored}
         job["stdout"] = str(stdout or said)
         assert self._server.stdin
-        self._server.stdin.write(json.dumps(job | {"environment": {"LUTHIER_HOME": str(home), **environment}}) + "\n")
-        self._server.stdin.flush()
+        asked = json.dumps(job | {"environment": {"LUTHIER_HOME": str(home), **environment}}) + "\n"
+        self._server.stdin.write(asked.encode("utf-8"))
         self._running = Call(self, self.read()["pid"], said, time.monotonic())
         return self._running
 
     def run(self, folder: Path, home: Path, *arguments: object, **environment: str) -> Ended:
         return self.begin(folder, home, *arguments, **environment).wait()
 
-    def ended(self) -> int:
+    def ended(self, call: "Call") -> int:
         """The exit code of the call, when it has ended."""
         self._running = None
-        return int(self.read()["code"])
+        in_time = self._says_something()
+        if not in_time:
+            call.kill(signal.SIGKILL)
+        code = int(self.read()["code"])
+        assert in_time, f"it had not ended after {LONGEST_S:.0f} seconds: {call.said()}"
+        return code
+
+    def _says_something(self) -> bool:
+        return bool(select.select([self._server.stdout], [], [], LONGEST_S)[0])
 
     def read(self) -> Any:
         assert self._server.stdout
+        assert self._says_something(), "the process that begins the calls does not answer"
         return json.loads(self._server.stdout.readline())
 
 
@@ -106,7 +121,7 @@ class Call:
         return True
 
     def wait(self) -> Ended:
-        code = self.warm.ended()
+        code = self.warm.ended(self)
         return Ended(code, time.monotonic() - self.began, self.said())
 
 
