@@ -162,6 +162,8 @@ def test_a_model_whose_attention_cannot_be_replaced_runs_plainly() -> None:
     assert "attention" in engine.plain_reason
 
 
+@pytest.mark.slow
+@pytest.mark.real_model
 def test_rounding_alone_gives_nothing_up(default_model: Path) -> None:
     """In bf16 one short row differs by up to 3 % between two right ways to compute it; several together do not."""
     engine = Engine.open(str(default_model), lora={"r": 8}, precision="bf16")

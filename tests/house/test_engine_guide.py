@@ -20,6 +20,7 @@ def test_files_and_settings_that_are_named_exist() -> None:
     assert named <= set(all_settings())
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_the_research_loop_learns_its_row(
     default_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -95,7 +95,7 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
         write_project(tmp_path / "project", reporter=Silent())
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", [FORMATS[0], *(pytest.param(one, marks=pytest.mark.slow) for one in FORMATS[1:])])
 def test_both_scripts_work_at_once(format: RowFormat, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_project(tmp_path / "project", format=format, reporter=Silent())
     for name in ("train.py", "inference.py"):

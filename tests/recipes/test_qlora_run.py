@@ -162,7 +162,11 @@ def test_a_missing_library_is_named_with_its_install_line(write: Write, monkeypa
         train(write, kind="int8_torchao")
 
 
-@pytest.mark.parametrize("mode", ["training.gradient_checkpointing=full", "training.gradient_checkpointing=selective", "training.compile=on"])
+@pytest.mark.parametrize("mode", [
+    "training.gradient_checkpointing=full",
+    "training.gradient_checkpointing=selective",
+    pytest.param("training.compile=on", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_what_saves_memory_or_time_changes_nothing(mode: str, write: Write) -> None:
     asked = ("training.max_steps=3", "training.precision=fp32")
     plain, other = (train(write, *asked, *more, name=name).read_metrics("train") for name, more in (("one", ()), ("other", (mode,))))

@@ -42,7 +42,7 @@ def _slurm(file: Path) -> str:
     seen = _shell(file)
     if shutil.which("sbatch") is None:
         return f"{seen}; sbatch is not here to be asked"
-    if subprocess.run(["scontrol", "ping"], capture_output=True).returncode:
+    if shutil.which("scontrol") is None or subprocess.run(["scontrol", "ping"], capture_output=True).returncode:
         return f"{seen}; sbatch is here and reaches no cluster to ask"
     _run(["sbatch", "--test-only", str(file)], file)
     return f"{seen}, and sbatch takes it (--test-only)"
