@@ -153,13 +153,12 @@ def test_no_more_questions_at_once_than_callers() -> None:
         most[0] = max(most[0], number - open_now[0])
         return Canned(said("hi").body, delay_s=0.05)
 
-    with canned(count) as server:
-        with Callers(Endpoint(server.address), 2) as callers:
-            for _ in range(6):
-                callers.send(QUESTION)
-            while callers.in_flight:
-                if callers.next_reply():
-                    open_now[0] += 1
+    with canned(count) as server, Callers(Endpoint(server.address), 2) as callers:
+        for _ in range(6):
+            callers.send(QUESTION)
+        while callers.in_flight:
+            if callers.next_reply():
+                open_now[0] += 1
     assert most[0] <= 3  # two that are open, and one that is just counted
 
 
@@ -175,7 +174,8 @@ def test_callers_end_with_their_work() -> None:
         ours = waiting() - before
     for thread in ours:
         thread.join(5)
-    assert len(ours) == 3 and not any(thread.is_alive() for thread in ours)
+    assert len(ours) == 3
+    assert not any(thread.is_alive() for thread in ours)
 
 
 def test_after_a_stop_nothing_is_sent() -> None:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 # A call that has not ended by then is ended, and its test fails with what it said.
 LONGEST_S = 240.0
 
