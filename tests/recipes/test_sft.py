@@ -2,11 +2,8 @@
 
 import json
 import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -388,35 +385,3 @@ def test_a_refused_run_leaves_no_folder(write: Write) -> None:
 
 
 # Ctrl-C for real
-
-
-def test_ctrl_c_at_the_keyboard(write: Write, known_machine: object) -> None:
-    config = write(ROWS)
-    command = [sys.executable, "-m", "luthier", "train"]
-    settings = [
-        "training.precision=fp32",
-        "training.learning_rate=1e-2",
-        "training.batch_size=4",
-        "training.logging_steps=1",
-        "training.max_steps=200",
-    ]
-    with subprocess.Popen([*command, str(config.file), *settings], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as training:
-        assert training.stdout
-        for line in training.stdout:
-            if line.startswith("step 1/"):
-                training.send_signal(signal.SIGINT)
-                break
-        said, errors = training.communicate(timeout=60)
-    assert training.returncode == 130
-    assert "Traceback" not in said + errors
-    printed = re.search(r"Try: luthier (train --resume (\S+))", errors)
-    assert printed, errors
-    run = RunFolder(Path(printed[2]))
-    (stopped,) = run.checkpoints.iterdir()
-    assert int(stopped.name.removeprefix("step-")) < 200
-
-    resumed = subprocess.run([sys.executable, "-m", "luthier", *printed[1].split()], capture_output=True, text=True, timeout=100)
-    assert resumed.returncode == 0, resumed.stderr
-    assert f"resumed from {stopped}" in resumed.stdout
-    assert [row["step"] for row in run.read_metrics("train")] == list(range(1, 201))
-    assert (run.adapter / "adapter_model.safetensors").is_file()
