@@ -56,6 +56,14 @@ def test_the_hosts_meet_on_the_port_of_the_settings(project: Path, on: str) -> N
     assert re.search(r"port ?= ?29555$", written(project, on, "nodes=2", "launch.port=29555", hosts=hosts).lower(), re.MULTILINE)
 
 
+@pytest.mark.parametrize("on", ["sky", "dstack"])
+def test_runs_outlive_the_hosts_unless_the_call_names_another_place(project: Path, on: str) -> None:
+    assert "output_dir=/runs" in written(project, on)
+    other = written(project, on, "output_dir=/elsewhere", to=project.parent / "other")
+    assert "output_dir=/elsewhere" in other
+    assert "output_dir=/runs" not in other
+
+
 def test_slurms_own_lines_stand_before_any_command(project: Path) -> None:
     lines = written(project, "slurm", "nodes=1:3").splitlines()
     first_command = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))

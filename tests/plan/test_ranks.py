@@ -108,6 +108,13 @@ def test_scaling_stops_where_an_update_has_no_more_rows(smollm2: ModelFacts, h10
     assert found[2].update_seconds <= found[3].update_seconds
 
 
+@pytest.mark.parametrize(("count", "hosts"), [(8, 1), (12, 2), (9, 3), (13, 13), (512, 64)])
+def test_as_many_devices_as_were_asked_for_lie_on_hosts_that_are_alike(count: int, hosts: int, smollm2: ModelFacts, h100: Machine) -> None:
+    plan = choose.resolve(settings(), smollm2, h100, ROWS)
+    (scaled,) = scaling.simulate(plan.settings, smollm2, h100, ROWS, plan.updates, [count])
+    assert (scaled.devices, scaled.hosts) == (count, hosts)
+
+
 def test_a_large_model_is_cut_where_it_must_be(llama70b: ModelFacts, h100: Machine) -> None:
     plan = choose.resolve(settings(), llama70b, h100, ROWS)
     found = scaling.simulate(plan.settings, llama70b, h100, ROWS, plan.updates, [1, 8, 64])

@@ -117,6 +117,8 @@ def text_of(config: Config, overrides: Sequence[str], on: str, hosts: Sequence[s
         "hosts": " ".join(map(shlex.quote, hosts)),
         "call": call,
         "call_quoted": json.dumps(call),
+        # Where a host's own disk goes with it, runs lie on what is mounted there; a call that names another place knows why.
+        "kept": "" if any(one.startswith("output_dir=") for one in overrides) else " output_dir=/runs",
         "arguments": json.dumps([f"/project/{config.file.name}", *overrides, "resume=auto"]),
         "meeting": tool.meeting if most > 1 else "",
     }

@@ -70,7 +70,7 @@ def simulate(settings: Settings, facts: ModelFacts, machine: Machine, rows: Data
 
 def _on(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape, updates: int, count: int, alone_s: float) -> Scaled:
     links = links_of(machine)
-    group = Group(min(count, links.per_host), math.ceil(count / links.per_host))
+    group = _group(count, links.per_host)
     cut = ["hsdp", "fsdp"] if group.hosts > 1 else ["fsdp"]
     wanted = ["ddp", *(cut if count > 1 else [])] if settings.wrapping == "auto" or count == 1 else [settings.wrapping]
     tried = [_fitted(_with(settings, group, wrapping), facts, machine, rows) for wrapping in wanted]
@@ -83,6 +83,12 @@ def _on(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape
     speedup = alone_s / update_s
     total = sent.inside + sent.between
     return Scaled(group.total, group.hosts, filled.wrapping, needs, fits, total, update_s, speedup, speedup / group.total, update_s * updates)
+
+
+def _group(count: int, per_host: int) -> Group:
+    """So many devices on as few hosts as they fit on, each with as many as the others: 12 on hosts of 8 are twice 6."""
+    hosts = next(hosts for hosts in range(math.ceil(count / per_host), count + 1) if count % hosts == 0)
+    return Group(count // hosts, hosts)
 
 
 def _like_gpus(machine: Machine) -> Machine:
