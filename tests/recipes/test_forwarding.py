@@ -4,6 +4,7 @@ import json
 import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import openai
@@ -71,10 +72,15 @@ def test_an_engine_that_dies_while_its_contract_is_checked_is_ended_and_named() 
     from luthier.recipes import forwarding
     from luthier.serve.dialects import Forwarded
     from luthier.serve.registry import Served
-    from luthier.serve.upstream import Backend
+    from luthier.serve.upstream import Backend, Upstream
 
     class Dead:
         url, running, closed = "http://127.0.0.1:9", False, False
+
+        def wait(self) -> None: ...
+
+        def last_words(self) -> list[str]:
+            return []
 
         def close(self) -> None:
             self.closed = True
@@ -82,7 +88,7 @@ def test_an_engine_that_dies_while_its_contract_is_checked_is_ended_and_named() 
     dead = Dead()
     plan = forwarding.Plan({"base": Forwarded(Served("base"))}, {}, lambda: Backend(dead), [])
     with pytest.raises(MachineError, match=r"does not answer what the contract is checked by \(ConnectError"):
-        forwarding._started(plan, "vllm")
+        Upstream("vLLM", plan.launch, partial(forwarding._check, plan, "vllm"), lambda: None).begin()
     assert dead.closed
 
 

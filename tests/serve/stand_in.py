@@ -33,6 +33,12 @@ class StandIn(ThreadingHTTPServer):
         self.running = True
         self.stops = True
 
+    def wait(self) -> None:
+        """It answers from the beginning."""
+
+    def last_words(self) -> list[str]:
+        return ["the stand-in has said its last word"]
+
     def close(self) -> None:
         self.running = False
 

@@ -14,6 +14,7 @@ import pytest
 from conftest_serve import listen
 from stand_in import STOP_ID, StandIn, answer_to
 
+from luthier.errors import MachineError
 from luthier.serve import forwarding, keys, upstream
 from luthier.serve.counters import Counters
 from luthier.serve.dialects import DIALECTS, Forwarded
@@ -35,6 +36,7 @@ class Stand:
     ended: threading.Event
     server: Forwarding
     gate: threading.Event  # an engine is started once it is open
+    faults: list[Exception]  # the next engine is not started, for this reason
 
     @property
     def engine(self) -> StandIn:
@@ -60,15 +62,18 @@ def stand(given: keys.Keys | None = None, most: int = 64, limits: Limits | None 
     engines: list[StandIn] = []
     gate = threading.Event()
     gate.set()
+    faults: list[Exception] = []
 
-    def start() -> Backend:
+    def launch() -> Backend:
+        if faults:
+            raise faults.pop()
         gate.wait(20)
         engines.append(StandIn())
         threading.Thread(target=engines[-1].serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         return Backend(engines[-1], {"authorization": "Bearer inside"})
 
     ended = threading.Event()
-    served = Upstream("vLLM", start, ended.set)
+    served = Upstream("vLLM", launch, lambda _: None, ended.set)
     served.begin()
     names = {
         "base": Forwarded(Served("base")),
@@ -86,7 +91,7 @@ def stand(given: keys.Keys | None = None, most: int = 64, limits: Limits | None 
         control=["<|im_start|>"],
     )
     found, thread = listen(forwarding.application(server, given or keys.Keys([]), frozenset({"127.0.0.1"})), None)  # type: ignore[arg-type]
-    yield Stand(found.url, engines, ended, server, gate)
+    yield Stand(found.url, engines, ended, server, gate, faults)
     found.server.should_exit = True
     thread.join(timeout=20)
     for engine in engines:
@@ -248,7 +253,42 @@ def test_an_engine_that_dies_is_started_again_and_given_up_where_it_dies_again_a
         assert found.ended.wait(5)
         assert [httpx.get(f"{found.url}/{path}").status_code for path in ("ready", "health")] == [503, 503]
         assert found.post("Hi").status_code == 503
-        assert "ended by itself 3 times" in str(found.server.upstream.why_ended)
+        assert "ended by itself 3 times; its last words: the stand-in has said its last word" in str(found.server.upstream.why_ended)
+
+
+def test_an_engine_that_cannot_be_started_again_ends_the_server_with_the_reason_whatever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "WATCH_S", 0.05)
+    with stand() as found:
+        found.faults.append(OSError("no more processes"))
+        found.engine.close()
+        assert found.ended.wait(5)
+        assert httpx.get(f"{found.url}/health").status_code == 503
+        assert "vLLM cannot be started again (OSError: no more processes)" in str(found.server.upstream.why_ended)
+
+
+def test_a_server_that_ends_does_not_wait_for_an_engine_that_is_starting() -> None:
+    closed, begun = threading.Event(), threading.Event()
+
+    class Slow(StandIn):
+        def wait(self) -> None:
+            begun.set()
+            assert closed.wait(20)
+            raise MachineError("was ended", where="vLLM", next_step="start it again")
+
+        def close(self) -> None:
+            closed.set()
+
+    slow = Slow()
+    server = Upstream("vLLM", lambda: Backend(slow), lambda _: None, lambda: None)
+    thread = threading.Thread(target=server._again)
+    thread.start()
+    assert begun.wait(5)
+    assert not server.ready
+    server.stop()
+    thread.join(5)
+    slow.server_close()
+    assert not thread.is_alive()
+    assert not server.ended  # nobody is told of a fault
 
 
 def test_a_template_without_a_system_role_gets_the_text_before_the_question() -> None:

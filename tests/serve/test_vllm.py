@@ -80,6 +80,16 @@ def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
     engine.close()
 
 
+def test_what_it_says_takes_no_more_room_however_long_it_runs(tmp_path: Path) -> None:
+    python = stub(tmp_path, "for i in $(seq 30000); do echo line $i; done\nprintf '%0100000d' 1\necho the last")
+    engine = Vllm(Wanted(MODEL, "base"), python, "0.32.0+cpu")
+    with pytest.raises(ModelError, match="the last"):
+        engine.wait(30)
+    words = engine.last_words()
+    engine.close()
+    assert [len(words), words[0] > "line 29000", max(map(len, words)) <= 2000] == [400, True, True]
+
+
 def test_it_ends_with_all_of_its_processes(tmp_path: Path) -> None:
     python = stub(tmp_path, f"sleep 60 & echo $! > {tmp_path}/child\nwait")
     engine = Vllm(Wanted(MODEL, "base"), python, "0.32.0+cpu")

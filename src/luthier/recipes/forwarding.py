@@ -85,7 +85,7 @@ def serve(wanted: Wanted, reporter: Reporter | None = None) -> None:
     with open_socket, ExitStack() as left:
         plan = PLANS[wanted.engine](wanted, reporter, left)
         reporter.say(f"starting {dialect.name}")
-        upstream = Upstream(dialect.name, partial(_started, plan, wanted.engine), _end_this_process)
+        upstream = Upstream(dialect.name, plan.launch, partial(_check, plan, wanted.engine), _end_this_process)
         left.callback(upstream.stop)
         upstream.begin()
         for name in plan.contracts:
@@ -112,17 +112,6 @@ def serve(wanted: Wanted, reporter: Reporter | None = None) -> None:
 
 def _end_this_process() -> None:
     os.kill(os.getpid(), signal.SIGTERM)  # the server ends as on any other wish
-
-
-def _started(plan: Plan, engine: str) -> Backend:
-    """An engine that runs and keeps every contract; one that does not is ended at once."""
-    backend = plan.launch()
-    try:
-        _check(plan, engine, backend)
-    except BaseException:
-        backend.process.close()
-        raise
-    return backend
 
 
 def _check(plan: Plan, engine: str, backend: Backend) -> None:
@@ -224,7 +213,7 @@ def _plan_gguf(wanted: Wanted, reporter: Reporter, left: ExitStack) -> Plan:
     def launch() -> Backend:
         # Its port is open to every program of this machine, and our keys stand before ours alone.
         engine = LlamaCpp(model, places, threads=threads, slots=wanted.slots, context=context, key=secrets.token_urlsafe(24))
-        engine.__enter__()
+        engine.begin()
         return Backend(engine, engine.headers)
 
     plan = Plan({}, {}, launch, control_tokens.of_gguf(model))
@@ -293,11 +282,6 @@ def _plan_vllm(wanted: Wanted, reporter: Reporter, left: ExitStack) -> Plan:
 
     def launch() -> Backend:
         engine = Vllm(request, python, version)
-        try:
-            engine.wait()
-        except BaseException:
-            engine.close()
-            raise
         return Backend(engine, {"Authorization": f"Bearer {engine.key}"})
 
     plan = Plan({}, {}, launch, control_tokens.of_folder(folder))

@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,6 +23,7 @@ from typing import IO, Any, TypeVar
 from luthier.errors import CallError, LuthierError, MachineError, ModelError
 from luthier.models import gguf_file
 from luthier.records import TokenizedExample
+from luthier.serve.backends.last_words import LastWords
 
 INSTALL = 'pip install "luthier[gguf]"'
 HOST = "127.0.0.1"
@@ -45,9 +45,20 @@ class LlamaCpp:
         self.threads, self.slots, self.context = threads, slots, context
         self.url = ""
         self._process: subprocess.Popen[str] | None = None
+        self._said: LastWords | None = None
         self._letter = 0  # a token that is one whole letter
 
     def __enter__(self) -> "LlamaCpp":
+        self.begin()
+        try:
+            self.wait()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def begin(self) -> None:
+        """Begin to start it; `wait` returns once it answers. Raises CallError or ModelError for what it cannot run."""
         if importlib.util.find_spec("xllamacpp") is None:
             raise CallError("needs xllamacpp", where=str(self.model), next_step=INSTALL)
         for path in (self.model, *self.adapters.values()):
@@ -60,27 +71,42 @@ class LlamaCpp:
             "context": self.context,
             "key": self.key,
         }
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
-            self._process = subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True)
-            try:
-                self._tell(json.dumps(asked))
-                self.url = self._address(said)
-                self._letter = self.tokenize("a")[-1]
-            except BaseException:
-                self.close()
-                raise
-        return self
+        self._process = process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", errors="replace",
+        )  # fmt: skip
+        assert process.stdin
+        assert process.stderr
+        self._said = LastWords(process.stderr)
+        # Not as an argument: everyone on this machine can read those, and here is a key.
+        with suppress(BrokenPipeError):  # it has died: `wait` says why
+            process.stdin.write(json.dumps(asked) + "\n")
+            process.stdin.flush()
+
+    def wait(self) -> None:
+        """Wait until it answers. Raises LuthierError with its own words where it ends before."""
+        if self._process is None:
+            raise MachineError("llama.cpp was ended before it answered", where=str(self.model), next_step="start it again")
+        self.url = self._address(self._process)
+        self._letter = self.tokenize("a")[-1]
+
+    def last_words(self) -> list[str]:
+        """The newest lines that it said."""
+        return self._said.lines() if self._said else []
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
         """End the process. Safe to call again."""
-        process, self._process, self.url = self._process, None, ""
+        process, self._process = self._process, None
+        loaded, self.url = bool(self.url), ""
         if process is None:
             return
         assert process.stdin
         assert process.stdout
+        if not loaded:  # it looks at its pipe only then
+            process.kill()
         with suppress(BrokenPipeError):
             process.stdin.close()  # its word to go
         try:
@@ -176,24 +202,12 @@ class LlamaCpp:
         with ThreadPoolExecutor(self.slots) as threads:
             return list(threads.map(work, asked))
 
-    def _tell(self, line: str) -> None:
-        # Not as an argument: everyone on this machine can read those, and here is a key.
-        assert self._process
-        assert self._process.stdin
-        with suppress(BrokenPipeError):  # it has died: `_address` says why
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-
-    def _address(self, said: IO[str]) -> str:
+    def _address(self, process: "subprocess.Popen[str]") -> str:
         """The address that the process listens on. Raises LuthierError with its last words where it has none."""
-        assert self._process
-        assert self._process.stdout
-        line = self._process.stdout.readline()
-        if line:
+        assert process.stdout
+        if line := process.stdout.readline():
             return str(json.loads(line)["url"])
-        self._process.wait(timeout=END_S)
-        said.seek(0)
-        return _raise_for([text.strip() for text in said.read().splitlines() if text.strip()], self.model, self._process.returncode)
+        return _raise_for(self.last_words(), self.model, process.wait(timeout=END_S))
 
 
 def _raise_for(lines: list[str], model: Path, code: int) -> str:

@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -21,9 +20,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from luthier.errors import CallError, LuthierError, MachineError, ModelError
+from luthier.serve.backends.last_words import LastWords
 
 HOST = "127.0.0.1"
 INSTALL = "python -m venv vllm && vllm/bin/pip install vllm, and --vllm-python vllm/bin/python (docs/serving.md has the line for CPUs)"
@@ -111,14 +111,18 @@ class Vllm:
         self.key = secrets.token_urlsafe(24)
         port, cpu = _free_port(), "cpu" in version
         self.url = f"http://{HOST}:{port}"
-        self._said: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - as long as the process
         arguments = [str(python), "-m", "vllm.entrypoints.cli.main", *command(wanted, port, cpu=cpu)]
-        self._process = subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=self._said, stderr=subprocess.STDOUT)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
+        )  # fmt: skip
         # Not as an argument: everyone on this machine can read those, and here are keys.
         asked = {"arguments": arguments, "environment": environment(os.environ, self.key, cpu=cpu)}
         assert self._process.stdin
+        assert self._process.stdout
+        self._said = LastWords(self._process.stdout)
         with suppress(BrokenPipeError):  # it has died: `wait` says why
-            self._process.stdin.write(json.dumps(asked).encode() + b"\n")
+            self._process.stdin.write(json.dumps(asked) + "\n")
             self._process.stdin.flush()
 
     def wait(self, start_s: float = START_S) -> None:
@@ -153,10 +157,9 @@ class Vllm:
             return MachineError(f"vLLM cannot start: {cause[:300]}", where=str(self.model), next_step="fewer --slots, or a smaller --context")
         return ModelError(f"vLLM cannot start: {cause[:300]}", where=str(self.model), next_step="see its words above")
 
-    def last_words(self, most: int = 400) -> list[str]:
+    def last_words(self) -> list[str]:
         """The newest lines that it said."""
-        self._said.seek(0)
-        return [line.rstrip() for line in self._said.read().splitlines() if line.strip()][-most:]
+        return self._said.lines()
 
     @property
     def running(self) -> bool:
@@ -174,7 +177,6 @@ class Vllm:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._said.close()
 
 
 def _free_port() -> int:
