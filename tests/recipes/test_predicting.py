@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from luthier import files
 from luthier.cli.app import _build
-from luthier.errors import CallError, DataError
+from luthier.errors import CallError, DataError, LuthierError
 from luthier.recipes import predicting
 from luthier.recipes.predicting import Call, predict
 from luthier.reporting import NO_NUMBERS, Silent
@@ -124,6 +124,13 @@ def test_nothing_is_overwritten_and_no_other_call_is_gone_on_with(learned: RunFo
         predict(call(learned, data, tmp_path / "other.jsonl", column="messages"))
     with pytest.raises(DataError, match="no row can be asked"):
         predict(call(learned, write(tmp_path / "text.jsonl", [{"text": "a"}]), tmp_path / "other.jsonl"))
+
+
+def test_a_model_that_is_not_there_leaves_nothing_behind(tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.jsonl", ROWS[:1])
+    with pytest.raises(LuthierError):
+        predict(Call(str(tmp_path / "nowhere"), [data], tmp_path / "answers.jsonl"))
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir() or path.suffix != ".jsonl"] == []
 
 
 def test_tables_are_read_and_the_verb_says_what_it_wrote(learned: RunFolder, tmp_path: Path) -> None:

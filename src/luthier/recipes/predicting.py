@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,7 @@ def predict(call: Call, reporter: Reporter | None = None) -> Predicted:
         rows = [row for file in found for row in questions(file, call.reading, reporter.say)]
         _check_rows(rows, call)
         sums = {file.name: files.sha256(file.place) for file in found}
-    files.make_folder(call.part)
-    with run_lock.held(call.part, "predict", reporter.say):
+    with _part(call, reporter):
         target = targets.target_of(call.model, call.output_dir)
         engine = targets.open_target(target, call.model, reporter)
         system = _system(call, target, engine, reporter)
@@ -98,6 +98,19 @@ def predict(call: Call, reporter: Reporter | None = None) -> Predicted:
         predicted = _write(call, entries, kept)
     files.remove_folder(call.part)
     return predicted
+
+
+@contextmanager
+def _part(call: Call, reporter: Reporter) -> Iterator[None]:
+    """The folder of what is kept, for this process alone; where nothing came to be kept, none is left."""
+    files.make_folder(call.part)
+    try:
+        with run_lock.held(call.part, "predict", reporter.say):
+            yield
+    except BaseException:
+        with suppress(OSError):  # it holds something
+            call.part.rmdir()
+        raise
 
 
 # --- before anything is asked ----------------------------------------------------------------------------------------------------------
