@@ -16,6 +16,11 @@ from typer.testing import CliRunner
 from warm import Call, Warm
 
 from luthier.cli.app import _build
+from luthier.engine import opening
+from luthier.errors import RunError
+from luthier.export import merged
+from luthier.recipes import serving
+from luthier.reporting import Silent
 from luthier.run_folder import RunFolder
 
 
@@ -50,6 +55,11 @@ def test_a_run_is_served_as_it_was_trained(learned: RunFolder, warm: Warm, tmp_p
     shutil.copytree(learned.adapter, registry / "late")  # served as soon as it lies there
     late = httpx.post(f"{url}/v1/chat/completions", json={"model": "late", "messages": row[:2], "temperature": 0}, timeout=60)
     assert late.json()["choices"][0]["message"]["content"] == row[2]["content"]
+    shutil.copy(learned.contract, registry / "late")
+    assert ask(url, "late", row[1]["content"]).json()["choices"][0]["message"]["content"] == row[2]["content"]  # with its system message
+    contract = json.loads(learned.contract.read_text())
+    (shutil.copytree(registry / "late", registry / "other") / "contract.json").write_text(json.dumps(contract | {"stop_tokens": []}))
+    assert [ask(url, "other", "Hi").status_code, "now stop at" in ask(url, "other", "Hi").text] == [422, True]
     base = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
     assert ask(url, base, row[1]["content"], max_tokens=30).json()["choices"][0]["message"]["content"] != row[2]["content"]
 
@@ -103,6 +113,21 @@ def test_what_cannot_be_served_is_refused_before_anything_listens(learned: RunFo
     kept["golden"][0]["ids"][3] += 1
     copied.contract.write_text(json.dumps(kept))
     assert "chat template has changed" in refused(copied.path, "--port", 0)
+
+
+def test_a_merged_folder_keeps_the_contract_of_the_run_that_it_lies_in(copied: RunFolder) -> None:
+    whole = merged.write_merged(opening.open_trained(copied, Silent()), copied.path / "whole", "fp32")
+    wanted = serving.Wanted([str(whole)], precision="fp32")
+    assert serving._open(wanted, Silent()).base.system == SYSTEM
+    kept = json.loads(copied.contract.read_text())
+    copied.contract.write_text(json.dumps(kept | {"stop_tokens": ["</s>"]}))
+    with pytest.raises(RunError, match="was trained to stop at </s>"):
+        serving._open(wanted, Silent())
+    copied.contract.write_text("[]")
+    with pytest.raises(RunError, match="is no contract of a run"):
+        serving._open(wanted, Silent())
+    copied.contract.unlink()
+    assert serving._open(wanted, Silent()).base.system is None
 
 
 def test_a_key_is_shown_once_and_kept_as_its_hash(tmp_path: Path) -> None:

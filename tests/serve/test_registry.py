@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from luthier.engine.by_row import RowAdapter
-from luthier.errors import ModelError
+from luthier.errors import ModelError, RunError
 from luthier.models.adapters import CONFIG, WEIGHTS
 from luthier.serve.faults import Fault
 from luthier.serve.registry import Registry, Served
@@ -72,6 +72,28 @@ def test_the_old_one_keeps_serving_while_the_new_one_is_not_whole(registry: Regi
     assert key(registry, "one") == "first"
     write(folder, "second")
     assert key(registry, "one") == "second"
+
+
+def test_a_contract_beside_an_adapter_is_checked_and_its_system_message_belongs_to_what_is_loaded(tmp_path: Path) -> None:
+    def promised(folder: Path) -> str | None:
+        text = (folder / "contract.json").read_text() if (folder / "contract.json").is_file() else None
+        if text == "broken":
+            raise RunError("would now stop at nothing", where=str(folder), next_step="train again")
+        return text
+
+    folder = write(tmp_path / "one", "first")
+    registry = Registry(Served("base"), [], tmp_path, read, 2, promised)
+    assert key(registry, "one") == "first"
+    assert registry.served("one").system is None
+    (folder / "contract.json").write_text("Speak as trained.")
+    assert registry.ready("one") is None  # it is another one now, though its weights are the same
+    assert key(registry, "one") == "first"
+    assert registry.served("one").system == "Speak as trained."
+    (folder / "contract.json").write_text("broken")
+    assert key(registry, "one") == "first"
+    assert registry.served("one").system == "Speak as trained."  # what is loaded goes on, with its own
+    with pytest.raises(Fault, match="would now stop at nothing"):
+        registry.load("one", anew=True)
 
 
 def test_what_is_removed_while_it_is_loaded_keeps_serving_until_it_is_unloaded(registry: Registry, tmp_path: Path) -> None:

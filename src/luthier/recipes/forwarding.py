@@ -17,6 +17,7 @@ from luthier.errors import CallError, MachineError, ModelError, RunError
 from luthier.models import adapters, control_tokens, find, gguf_file, lora, weights
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder, is_run, open_run
+from luthier.serve import contract as promises
 from luthier.serve import listening
 from luthier.serve.backends.llama_cpp import LlamaCpp
 from luthier.serve.backends.vllm import Vllm, python_of, version_of
@@ -217,12 +218,12 @@ def _plan_gguf(wanted: Wanted, reporter: Reporter, left: ExitStack) -> Plan:
         return Backend(engine, engine.headers)
 
     plan = Plan({}, {}, launch, control_tokens.of_gguf(model))
-    contract = _contract_of(model)
+    contract = promises.beside(model.parent)
     _add(plan, Forwarded(Served(name, model, _system(contract), int(model.stat().st_mtime))), contract)
     for given, place in others:
         path = _gguf(place, "adapter")
         own = given or _plain_name(_run_name(place))
-        contract = _contract_of(path)
+        contract = promises.beside(path.parent)
         served = Served(own, path, _system(contract), int(path.stat().st_mtime))
         _add(plan, Forwarded(served, len(places), files.sha256(path)), contract)
         places[own] = path
@@ -256,11 +257,6 @@ def _gguf_step(place: str, kind: str) -> str:
     return f"luthier export {place} --to gguf{' --lora' if kind == 'adapter' else ''} makes one"
 
 
-def _contract_of(path: Path) -> Path | None:
-    """The contract beside a file, or of the run that it lies in."""
-    return next((one for folder in (path.parent, path.parent.parent) if (one := folder / "contract.json").is_file()), None)
-
-
 # --- vLLM ------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -275,7 +271,7 @@ def _plan_vllm(wanted: Wanted, reporter: Reporter, left: ExitStack) -> Plan:
     folder = _base_folder(first, run, reporter)
     name = first_name if first_name and (run is None or whole) else _plain_name(_base_name(first, run))
     others = named[1:] if run is None or whole else named
-    contract = run.contract if run and whole else None
+    contract = promises.beside(folder) if run is None or whole else None
     places: dict[str, Path] = {}
     ranks: list[int] = []
     request = WantedOfVllm(folder, name, places, (), None, VLLM_DTYPES[_precision(wanted, run)], wanted.context, wanted.slots)
@@ -290,7 +286,7 @@ def _plan_vllm(wanted: Wanted, reporter: Reporter, left: ExitStack) -> Plan:
         own_run = _run_at(place)
         own = given or _plain_name(_run_name(place))
         adapter, rank = _lora(place, own_run, folder)
-        contract = own_run.contract if own_run else _contract_of(adapter / adapters.CONFIG)
+        contract = own_run.contract if own_run else promises.beside(adapter)
         served = Served(own, adapter, _system(contract), int(adapter.stat().st_mtime))
         _add(plan, Forwarded(served, len(places), files.sha256(adapter / adapters.WEIGHTS)), contract)
         places[own] = adapter.resolve()

@@ -112,7 +112,11 @@ def application(wanted: Wanted, opened: Opened, allowed: keys.Keys) -> Doors:
     engine, kept_bytes = opened.engine, wanted.kept_bytes or room_bytes(opened.engine)
     words = len(engine.head.weight)
     named = [served for served, _ in opened.adapters]
-    registry = Registry(opened.base, named, wanted.adapters, lambda folder: row_adapters.load(engine.model, folder), wanted.most_loaded)
+
+    def load(folder: Path) -> RowAdapter:
+        return row_adapters.load(engine.model, folder)
+
+    registry = Registry(opened.base, named, wanted.adapters, load, wanted.most_loaded, lambda folder: _promised(folder, engine))
     for served, adapter in opened.adapters:
         registry.keep(served.name, adapter)
     server = http.Server(
@@ -162,7 +166,7 @@ def _open(wanted: Wanted, reporter: Reporter) -> Opened:
     )
     if run is None:
         engine = opening.open_model(first, reporter, precision)
-        base = Served(first_name or _plain_name(first), system=None)
+        base = Served(first_name or _plain_name(first), system=_promised(Path(first), engine) if Path(first).is_dir() else None)
         others = named[1:]
     elif run.model.is_dir():
         engine = opening.open_trained(run, reporter, precision)
@@ -206,7 +210,7 @@ def _adapter(name: str, place: str, engine: Engine, reporter: Reporter) -> tuple
     if not (folder / adapters.CONFIG).is_file():
         raise CallError("is no run with an adapter and no adapter's folder", where=place, next_step="name runs or folders with adapter_config.json")
     if run is None:
-        return Served(name or _plain_name(place), folder), row_adapters.load(engine.model, folder)
+        return Served(name or _plain_name(place), folder, _promised(folder, engine)), row_adapters.load(engine.model, folder)
     settings = load_config(run.config).settings
     if not METHODS[settings.method].per_request:
         problem = f"method: {settings.method} cannot be chosen for each request"
@@ -215,6 +219,10 @@ def _adapter(name: str, place: str, engine: Engine, reporter: Reporter) -> tuple
     promised = _checked(run, engine)
     reporter.say(f"{run.name}: its contract holds (template, stop tokens, golden prompts)")
     return Served(name or _plain_name(run.name), folder, promised["system"], int(run.path.stat().st_mtime)), adapter
+
+
+def _promised(folder: Path, engine: Engine) -> str | None:
+    return contract.system_beside(folder, engine.tokenizer, engine.stop_ids)
 
 
 def _checked(run: RunFolder, engine: Engine) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from luthier import files
@@ -37,18 +38,38 @@ def write(run: RunFolder, tokenizer: Any, stop_ids: set[int], rows: Sequence[Con
 
 def read_checked(run: RunFolder, tokenizer: Any, stop_ids: set[int]) -> dict[str, Any]:
     """The run's contract, after its golden prompts were rendered again and its stop tokens compared. Raises RunError where one differs."""
-    contract: dict[str, Any] = files.read_json(run.contract)
+    return checked(run.contract, tokenizer, stop_ids)
+
+
+def beside(folder: Path) -> Path | None:
+    """The contract in a folder or in the one above it, as an export of a run has it that lies in the run; None where there is none."""
+    return next((path for place in (folder, folder.resolve().parent) if (path := place / "contract.json").is_file()), None)
+
+
+def system_beside(folder: Path, tokenizer: Any, stop_ids: set[int]) -> str | None:
+    """The system message that the contract of a folder promises, after all of it was checked. Raises RunError where it does not hold."""
+    path = beside(folder)
+    system: str | None = checked(path, tokenizer, stop_ids)["system"] if path else None
+    return system
+
+
+def checked(path: Path, tokenizer: Any, stop_ids: set[int]) -> dict[str, Any]:
+    """The contract in a file, checked as that of a run. Raises RunError where it does not hold, or is none."""
+    contract: dict[str, Any] = files.read_json(path)
+    if missing := {"stop_tokens", "golden", "template_sha256", "system"} - (contract.keys() if isinstance(contract, dict) else set()):
+        problem = f"is no contract of a run (without {', '.join(sorted(missing))})"
+        raise RunError(problem, where=str(path), next_step="copy the run's contract.json there again")
     if contract["stop_tokens"] != (stops := _spelled(stop_ids, tokenizer)):
         raise RunError(
             f"the model was trained to stop at {', '.join(contract['stop_tokens'])} and would now stop at {', '.join(stops) or 'nothing'}",
-            where=str(run.contract),
+            where=str(path),
             next_step="restore the base model's generation_config.json and tokenizer, or train again",
         )
     for golden in contract["golden"]:
         if not _same(golden, contract["template_sha256"], tokenizer):
             raise RunError(
                 "the base's tokenizer or chat template has changed since the training: the same messages give other tokens",
-                where=str(run.contract),
+                where=str(path),
                 next_step="restore the base model that the run was trained on (environment.json names it), or train again",
             )
     return contract

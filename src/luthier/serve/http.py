@@ -96,7 +96,8 @@ class Routes:
         if asked.response_format and (schema := asked.response_format.schema_of_answer) is not None:
             bends = [await asyncio.to_thread(self.server.grammars.bend, schema) for _ in range(asked.n)]
 
-        served = await self._served(request, asked.model)
+        await self._adapter(await self._served(request, asked.model))
+        served = await self._served(request, asked.model)  # what its contract says is known once it is loaded
         turns = asked.turns
         if served.system and turns[0].role != "system":
             turns = [Turn("system", served.system), *turns]

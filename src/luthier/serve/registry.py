@@ -17,6 +17,7 @@ from pathlib import Path
 from luthier.engine.by_row import RowAdapter
 from luthier.errors import CallError, LuthierError
 from luthier.models.adapters import CONFIG, WEIGHTS
+from luthier.serve import contract
 from luthier.serve.faults import Fault, unknown_model
 
 LOG = logging.getLogger("luthier.serve")
@@ -24,6 +25,7 @@ MOST_READS = 4
 SETTLED_S = 1.0  # what has not changed for so long is not about to become whole
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 Load = Callable[[Path], RowAdapter]
+Promised = Callable[[Path], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +47,15 @@ class _Loaded:
 
 
 class Registry:
-    """Names and the adapters behind them. `load` reads one; at most `most_loaded` are kept, those that were asked for last."""
+    """Names and the adapters behind them. `load` reads one; at most `most_loaded` are kept, those that were asked for last.
 
-    def __init__(self, base: Served, adapters: list[Served], folder: Path | None, load: Load, most_loaded: int) -> None:
-        self.base, self.folder, self._load, self.most_loaded = base, folder, load, most_loaded
+    `promised` gives the system message of the contract beside an adapter, or raises RunError where that does not hold.
+    """
+
+    def __init__(
+        self, base: Served, adapters: list[Served], folder: Path | None, load: Load, most_loaded: int, promised: Promised = lambda _: None
+    ) -> None:
+        self.base, self.folder, self._load, self.most_loaded, self._promised = base, folder, load, most_loaded, promised
         self._given = {one.name: one for one in adapters}
         for name in [base.name, *(one.name for one in adapters)]:
             check_name(name)
@@ -67,13 +74,15 @@ class Registry:
         return [self.base, *(one for one in found.values() if one.name not in self._unloaded)]
 
     def served(self, name: str) -> Served:
-        """What a name stands for. Raises a Fault (404) for one that is not served."""
+        """What a name stands for; its system message is known once its adapter is loaded. Raises a Fault (404) for one that is not served."""
         if name == self.base.name:
             return self.base
         found = None if name in self._unloaded else self._found(name)
         if found is None:
             raise unknown_model(name)
-        return found
+        with self._lock:
+            kept = self._loaded.get(name)
+        return kept.served if kept else found
 
     def ready(self, name: str) -> RowAdapter | None:
         """The adapter of a name where it is loaded and its files are as they were, are gone, or could not be read; else None."""
@@ -97,7 +106,7 @@ class Registry:
         served = self.served(name)
         assert served.folder is not None
         try:
-            adapter, seen = self._read(name, served.folder)
+            adapter, system, seen = self._read(name, served.folder)
         except Fault as fault:
             with self._lock:
                 kept = self._loaded.get(name)
@@ -107,24 +116,24 @@ class Registry:
             LOG.warning("%s; the one that is loaded goes on", fault.message)
             return kept.adapter
         with self._lock:
-            self._loaded[name] = _Loaded(served, adapter, seen)
+            self._loaded[name] = _Loaded(replace(served, system=system), adapter, seen)
             self._loaded.move_to_end(name)
             while len(self._loaded) > self.most_loaded:
                 self._loaded.popitem(last=False)
         return adapter
 
-    def _read(self, name: str, folder: Path) -> tuple[RowAdapter, tuple[int, ...]]:
-        """The adapter in a folder, and how its files were seen before and after: what is replaced meanwhile is read again."""
+    def _read(self, name: str, folder: Path) -> tuple[RowAdapter, str | None, tuple[int, ...]]:
+        """The adapter in a folder, its system message, and how its files were seen before and after: what is replaced meanwhile is read again."""
         for _ in range(MOST_READS):
             seen = _seen(folder)
             try:
-                adapter = self._load(folder)
+                adapter, system = self._load(folder), self._promised(folder)
             except (LuthierError, OSError) as error:
                 if _seen(folder) == seen:
                     raise Fault(422, "adapter_unusable", f"adapter {name} cannot be loaded: {_without_places(error, folder)}", "model") from error
                 continue
             if _seen(folder) == seen:
-                return adapter, seen
+                return adapter, system, seen
         raise Fault(503, "adapter_changes", f"adapter {name} is being written. Try again", "model", 1)
 
     def just_changed(self, name: str) -> bool:
@@ -200,7 +209,8 @@ def _is_adapter(place: Path, root: Path) -> bool:
 
 def _seen(folder: Path) -> tuple[int, ...]:
     try:
-        found = [(folder / name).stat() for name in (CONFIG, WEIGHTS)]
+        beside = contract.beside(folder)
+        found = [path.stat() for path in (folder / CONFIG, folder / WEIGHTS, *([beside] if beside else []))]
     except OSError:
         return ()
     return tuple(number for one in found for number in (one.st_size, one.st_mtime_ns, one.st_ino))
