@@ -51,7 +51,7 @@ check: $(STAMP)
 
 # pytest answers 5 when no test is marked slow.
 test-slow: $(STAMP)
-	$(if $(TIMEOUT),$(TIMEOUT) 2400) $(RUN) -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 -m slow --timeout 1500 --durations=10 || test $$? -eq 5
+	$(if $(TIMEOUT),$(TIMEOUT) 2400) $(RUN) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 -m slow --timeout 1500 --durations=10 || test $$? -eq 5
 
 test-cuda: $(STAMP)
 	$(RUN) -m pytest -m cuda

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from template_families import FAMILIES, breaches, conversations, template_files, tokenizer_of
+from turns import in_turns
 
 from luthier.data.tokenize import How, Tokenized, tokenize
 from luthier.records import Conversation, Source, Turn
@@ -35,8 +36,7 @@ REASONS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", in_turns(FAMILIES, 3))
 def test_the_properties_hold_or_the_row_is_set_aside(family: str) -> None:
     tokenizer = tokenizer_of(family)
     counts: Counter[str] = Counter()
@@ -50,8 +50,7 @@ def test_the_properties_hold_or_the_row_is_set_aside(family: str) -> None:
     assert counts["trained"] > 350, counts
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", OWN)
+@pytest.mark.parametrize("family", in_turns(OWN, 3))
 def test_a_familys_own_template_takes_its_rows(family: str) -> None:
     tokenizer = tokenizer_of(family)
     template, kinds = OWN[family]
@@ -71,8 +70,7 @@ def test_trls_own_marks_agree(family: str, template: str) -> None:
     assert breaches(conversations()["code"], tokenizer) == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", in_turns(FAMILIES, 3))
 def test_texts_and_completions_have_one_beginning(family: str) -> None:
     tokenizer: Any = tokenizer_of(family)
     for turns in ((Turn("text", "Lazy dog, 12."),), (Turn("prompt", "Lazy"), Turn("completion", " dog"))):

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from turns import in_turns
 from typer.testing import CliRunner
 
 from luthier.cli.app import _build
@@ -150,9 +151,8 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default_model: Path) -
     return invoke
 
 
-@pytest.mark.slow
 @pytest.mark.real_model
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", in_turns(NAMES, 4))
 def test_a_short_form_goes_the_whole_way(
     name: str, call: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default_model: Path
 ) -> None:
