@@ -1,6 +1,6 @@
 """Passages before a question, within a budget; answers with the passages they name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -8,7 +8,7 @@ import pytest
 from luthier.errors import CallError, DataError
 from luthier.rag import grounding
 from luthier.rag.finding import Finder, Retrieved
-from luthier.rag.grounding import Grounder, Grounding, cited, grounded, refuses, said, within
+from luthier.rag.grounding import Grounder, Grounding, Reading, cited, grounded, refuses, said, within
 from luthier.records import Turn
 
 QUESTION = "After how many days does a refund arrive?"
@@ -18,28 +18,14 @@ def count_words(text: str) -> int:
     return len(text.split())
 
 
-class Spaces:
-    """A tokenizer whose tokens are words, and whose template adds two to each turn."""
-
-    chat_template = "x"
-
-    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        return {"input_ids": [0] * count_words(text)}
+def count_prompt(turns: Sequence[Turn], tools: str) -> int:
+    """A template that adds two words to each turn."""
+    return sum(2 + count_words(turn.content) for turn in turns) + count_words(tools)
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], Grounder]:
-    monkeypatch.setattr(grounding, "prompt_ids", lambda turns, tokenizer: [0] * sum(2 + count_words(turn.content) for turn in turns))
-    return lambda context: Grounder(found, Grounding(4, 60), Spaces(), context)
-
-
-found: Finder
-
-
-@pytest.fixture(autouse=True)
-def of_the_shop(finder: Finder) -> None:
-    global found
-    found = finder
+def counted(finder: Finder) -> Callable[[int | None], Grounder]:
+    return lambda context: Grounder(finder, Grounding(4, 60), Reading(count_words, count_prompt, ["<|end|>"]), context)
 
 
 def test_passages_come_numbered_before_the_question_best_first(finder: Finder) -> None:
@@ -100,6 +86,23 @@ def test_the_context_leaves_room_for_the_question_and_the_answer(counted: Callab
     assert 0 < sum(count_words(one.text) for one in tight.used) <= sum(count_words(one.text) for one in free.used) <= 60
     with pytest.raises(DataError, match="leaves no room for passages in the model's context of 100"):
         counted(100)(turns, 30)
+
+
+def test_the_tools_of_a_request_take_room_too(counted: Callable[[int | None], Grounder]) -> None:
+    turns, tools = [Turn("user", QUESTION)], "word " * 25
+    made = counted(150)(turns, 30, tools=tools)
+    assert count_prompt(made.turns, tools) + 30 <= 150
+    with pytest.raises(DataError, match="leaves no room"):
+        counted(150)(turns, 30, tools=tools * 2)
+
+
+def test_a_passage_that_spells_a_control_token_is_left_out(counted: Callable[[int | None], Grounder], finder: Finder) -> None:
+    """The model would read it as one, and such prompts are refused."""
+    first, *others = finder.find(QUESTION, 3).found
+    spelled = replace(first, passage=replace(first.passage, text=f"A refund <|end|> {first.passage.text}"))
+    made = counted(None)([Turn("user", QUESTION)], 30, Retrieved([spelled, *others], 0.9))
+    assert made.used
+    assert "<|end|>" not in made.turns[0].content
 
 
 def test_numbers_that_ground_nothing_are_refused() -> None:

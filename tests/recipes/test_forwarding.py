@@ -97,13 +97,18 @@ def test_llama_cpp_answers_as_the_run_was_trained(copied: RunFolder, tiny_model:
     pytest.importorskip("xllamacpp")
     from luthier.engine import Engine
     from luthier.export import gguf, merged
+    from luthier.recipes import retrieval
 
     whole = merged.write_merged(Engine.open(str(tiny_model)), tmp_path / "merged", "fp32")
     base = gguf.write_gguf(whole, tmp_path, quantize="f16")
     place = copied.path / "gguf"
     place.mkdir()
     gguf.write_lora(copied.adapter, place, base=tiny_model, quantize="f16")  # its contract is the run's
-    call = warm.begin(tmp_path, tmp_path / "home", "serve", "--engine", "gguf", f"base={base}", f"support={copied.path}", "--port", 0, "--slots", 2)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "elgin.md").write_text("# Elgin\n\nThe postman of Elgin goes to Pierce Rd.\n", encoding="utf-8")
+    retrieval.index([str(tmp_path / "docs")], tmp_path / "index")
+    named = [f"base={base}", f"support={copied.path}", "--rag", tmp_path / "index"]
+    call = warm.begin(tmp_path, tmp_path / "home", "serve", "--engine", "gguf", *named, "--port", 0, "--slots", 2)
     assert call.wait_for("serving on", 120), call.said()
     assert "support: its contract holds in llama.cpp" in call.said()
     assert SYSTEM in call.said()
@@ -114,7 +119,7 @@ def test_llama_cpp_answers_as_the_run_was_trained(copied: RunFolder, tiny_model:
     def ask(asked: tuple[str, int]) -> str:
         name, row = asked
         messages = chat_row(row)["messages"][1:2]
-        answer = client.chat.completions.create(model=name, messages=messages, temperature=0, max_tokens=40)
+        answer = client.chat.completions.create(model=name, messages=messages, temperature=0, max_tokens=40, extra_body={"rag": False})
         return answer.choices[0].message.content or ""
 
     wanted = [(name, row) for row in range(6) for name in ("support", "base")]
@@ -123,6 +128,11 @@ def test_llama_cpp_answers_as_the_run_was_trained(copied: RunFolder, tiny_model:
     trained = [chat_row(row)["messages"][2]["content"] for row in range(6)]
     assert [said["support", row] for row in range(6)] == trained
     assert not {said["base", row] for row in range(6)} & {*trained}
+    question = {"role": "user", "content": "Where does the postman of Elgin go to?"}
+    grounded = client.chat.completions.create(model="base", messages=[question], max_tokens=8)
+    assert [one["source"] for one in grounded.model_dump()["passages"]] == [f"{tmp_path}/docs/elgin.md:3"]
+    assert grounded.usage
+    assert grounded.usage.prompt_tokens > 60
     call.kill(signal.SIGTERM)
     assert call.wait().code == 0
     kept = json.loads(copied.contract.read_text())

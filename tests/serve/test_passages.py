@@ -52,6 +52,16 @@ def test_where_nothing_fits_no_model_is_asked(grounded: httpx.Client) -> None:
     assert told["choices"][0]["finish_reason"] == "stop"
 
 
+def test_where_nothing_fits_and_json_was_asked_for_the_request_is_refused(grounded: httpx.Client) -> None:
+    """A sentence would break whoever parses the answer."""
+    told = ask(grounded, "Who was the first emperor of Rome?", response_format={"type": "json_object"})
+    assert (told.status_code, told.json()["error"]["code"]) == (400, "not_in_documents")
+    plain = ask(grounded, "Who was the first emperor of Rome?", response_format={"type": "text"})
+    assert plain.json()["choices"][0]["message"]["content"] == NOT_THERE
+    fits = ask(grounded, QUESTION, response_format={"type": "json_object"})
+    assert [fits.status_code, len(fits.json()["passages"])] == [200, 3]
+
+
 def test_what_a_tool_gave_is_not_looked_up(grounded: httpx.Client) -> None:
     """It has nothing to do with the documents, and is no question either: the model goes on with it."""
     called = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}

@@ -78,8 +78,8 @@ def serve(
     _check(models, adapters, keys_asked=bool(key_model or key_admin))
     assert models is not None
     if engine is not Engine.transformers:
-        if rag is not None or memory is not None or max_adapters is not None:
-            problem = "--rag, --memory and --max-adapters are for our own engine"
+        if memory is not None or max_adapters is not None:
+            problem = "--memory and --max-adapters are for our own engine"
             raise CallError(problem, where="luthier serve", next_step="leave them out, or --engine transformers")
         _forward(
             engine.value,
@@ -97,6 +97,7 @@ def serve(
             vllm_python=vllm_python,
             tls_certificate=tls_cert,
             tls_key=tls_key,
+            index=rag,
         )
         return
     if context is not None or vllm_python is not None:

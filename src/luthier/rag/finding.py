@@ -56,11 +56,11 @@ class Finder:
 
     def __init__(self, index: Index, embedder: Embedder, rerank: Rerank | None = None) -> None:
         index.check_embedder(embedder)
-        self.index, self._embedder, self._rerank = index, embedder, rerank
+        self.index, self.embedder, self._rerank = index, embedder, rerank
 
     def find(self, question: str, most: int, *, without: Collection[int] = (), ways: Ways = BOTH) -> Retrieved:
         """The `most` best passages, none of the rows `without`."""
-        [vector] = self._embedder.questions([question])
+        [vector] = self.embedder.questions([question])
         rows, scores = self._merged(question, vector, max(DEPTH, most), without, ways)
         if self._rerank is not None and len(rows):
             rows, scores = self._again(question, rows[:RERANKED])

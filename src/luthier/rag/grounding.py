@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from luthier.data.rendering import special_spellings
 from luthier.data.tokenize import prompt_ids
 from luthier.errors import CallError, DataError
 from luthier.rag.finding import LEAST_SCORE, Finder, Found, Retrieved
@@ -68,31 +69,49 @@ class Grounded:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """How a model reads: the tokens of a text, those of a conversation with its list of tools (JSON, or "") as the chat template writes them, and
+    what it takes for control tokens."""
+
+    text_tokens: Count
+    prompt_tokens: Callable[[Sequence[Turn], str], int]
+    control: Sequence[str] = ()
+
+
+def reading_of(tokenizer: Any) -> Reading:
+    """As a model with this tokenizer reads."""
+    return Reading(
+        lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
+        lambda turns, tools: len(prompt_ids(turns, tokenizer, tools)),
+        special_spellings(tokenizer),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Grounder:
-    """Puts passages before questions for one model: its tokenizer counts, its context limits."""
+    """Puts passages before questions for one model, within its context. A passage that spells one of its control tokens is left out."""
 
     finder: Finder
     how: Grounding
-    tokenizer: Any
+    reading: Reading
     context: int | None
 
-    def __call__(self, turns: Sequence[Turn], answer_tokens: int, retrieved: Retrieved | None = None) -> Grounded:
+    def __call__(self, turns: Sequence[Turn], answer_tokens: int, retrieved: Retrieved | None = None, tools: str = "") -> Grounded:
         """The last turn's question with the passages that fit it, in a prompt that leaves room for an answer.
 
         `retrieved` are passages that were found already. Raises DataError where even the question leaves no room.
         """
         question = turns[-1].content
         retrieved = retrieved or self.finder.find(question, self.how.passages)
-        return grounded(turns, retrieved, self.how, self._count, self._room(turns, answer_tokens))
+        readable = [one for one in retrieved.found if not any(spelling in one.passage.whole for spelling in self.reading.control)]
+        room = self._room(turns, answer_tokens, tools)
+        return grounded(turns, replace(retrieved, found=readable), self.how, self.reading.text_tokens, room)
 
-    def _count(self, text: str) -> int:
-        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _room(self, turns: Sequence[Turn], answer_tokens: int) -> int | None:
+    def _room(self, turns: Sequence[Turn], answer_tokens: int, tools: str) -> int | None:
         if self.context is None:
             return None
-        around = self._count(prompt([""] * self.how.passages, "")) + LEAST_TOKENS
-        room = self.context - len(prompt_ids(turns, self.tokenizer)) - around - answer_tokens
+        around = self.reading.text_tokens(prompt([""] * self.how.passages, "")) + LEAST_TOKENS
+        room = self.context - self.reading.prompt_tokens(turns, tools) - around - answer_tokens
         if room < LEAST_TOKENS:
             raise DataError(
                 f"with {answer_tokens:,} tokens for the answer it leaves no room for passages in the model's context of {self.context:,}",

@@ -15,7 +15,7 @@ from luthier.engine.sampling import GREEDY, Sampling
 from luthier.errors import CallError, DataError
 from luthier.models import quantized
 from luthier.rag.finding import open_finder
-from luthier.rag.grounding import NOT_THERE, Grounded, Grounder, Grounding, cited
+from luthier.rag.grounding import NOT_THERE, Grounded, Grounder, Grounding, cited, reading_of
 from luthier.rag.index import open_index
 from luthier.records import Turn
 from luthier.reporting import Reporter, Silent
@@ -43,7 +43,7 @@ class Talk:
 
     def look_up_in(self, index: Path, reporter: Reporter, how: Grounding) -> None:
         """From now on every question is answered from the passages of an index."""
-        self.grounder = Grounder(open_finder(open_index(index), reporter), how, self.engine.tokenizer, self.engine.context)
+        self.grounder = Grounder(open_finder(open_index(index), reporter), how, reading_of(self.engine.tokenizer), self.engine.context)
 
     def ask(self, text: str, voice: str = "tuned") -> Iterator[str]:
         """The answer of one voice, piece by piece. Raises CallError where the model's chat template refuses the messages."""

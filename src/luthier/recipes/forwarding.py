@@ -9,12 +9,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from luthier import files
 from luthier.config.load import load_config
 from luthier.engine import opening
 from luthier.errors import CallError, MachineError, ModelError, RunError
-from luthier.models import adapters, control_tokens, find, gguf_file, lora, weights
+from luthier.models import adapters, control_tokens, facts, find, gguf_file, lora, weights
+from luthier.rag.finding import open_finder
+from luthier.rag.grounding import NOT_THERE, Grounder, Grounding, Reading
+from luthier.rag.index import open_index, read_facts
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder, is_run, open_run
 from luthier.serve import contract as promises
@@ -22,7 +26,7 @@ from luthier.serve import listening
 from luthier.serve.backends.llama_cpp import LlamaCpp
 from luthier.serve.backends.vllm import Vllm, python_of, version_of
 from luthier.serve.backends.vllm import Wanted as WantedOfVllm
-from luthier.serve.dialects import DIALECTS, Body, Forwarded
+from luthier.serve.dialects import DIALECTS, Body, Forwarded, Post
 from luthier.serve.doors import Limits
 from luthier.serve.faults import Fault
 from luthier.serve.registry import Served, check_name
@@ -54,6 +58,7 @@ class Wanted:
     vllm_python: Path | None = None
     tls_certificate: Path | None = None
     tls_key: Path | None = None
+    index: Path | None = None  # of documents that questions are answered from
 
 
 @dataclass(slots=True)
@@ -64,6 +69,7 @@ class Plan:
     contracts: dict[str, Path]
     launch: Callable[[], Backend]
     control: list[str]
+    context: int | None = None  # tokens of a prompt and its answer; None: nobody says
     knows_system: bool = True
     left: ExitStack = field(default_factory=ExitStack)  # what goes when the server ends
 
@@ -79,6 +85,8 @@ def serve(wanted: Wanted, reporter: Reporter | None = None) -> None:
         from luthier.serve.counters import Counters
     except ImportError as error:
         raise CallError(f"needs {error.name}", where="luthier serve", next_step=INSTALL) from error
+    if wanted.index is not None:
+        read_facts(wanted.index)  # what is wrong with it is told before the engine is started
     allowed, secured = listening.allowed_keys(wanted.host, wanted.keys), listening.tls(wanted.tls_certificate, wanted.tls_key)
     open_socket = listening.listen(wanted.host, wanted.port)
     listening.log_to_standard_error()
@@ -100,6 +108,7 @@ def serve(wanted: Wanted, reporter: Reporter | None = None) -> None:
             most=wanted.slots + wanted.queue,
             knows_system=plan.knows_system,
             control=plan.control,
+            **(_documents(wanted.index, plan, upstream, wanted.engine, left) if wanted.index else {}),
         )
         app = forwarding.application(server, allowed, listening.own_names(wanted.host, tuple(wanted.allowed_hosts)))
         names = [one.served for one in plan.names.values()]
@@ -109,6 +118,41 @@ def serve(wanted: Wanted, reporter: Reporter | None = None) -> None:
     if upstream.why_ended:
         raise upstream.why_ended
     reporter.say(f"ended with {server.in_flight} requests unanswered" if server.in_flight else "ended; every request was answered")
+
+
+def _documents(index: Path, plan: Plan, upstream: Upstream, engine: str, left: ExitStack) -> dict[str, Any]:
+    """What a server with documents has beside its engine: a look-up that counts by the engine's own tokenizer, and the embedder of the index."""
+    import httpx
+
+    from luthier.serve import dialects, messages, passages
+
+    post = _posting(left.enter_context(httpx.Client(timeout=600, trust_env=False)), upstream.there, DIALECTS[engine].name)
+
+    def tokens(asked: Sequence[Body] | str, tools: str = "") -> int:
+        try:
+            return len(DIALECTS[engine].tokens(post, asked, dialects.tools_of(tools)))
+        except httpx.TransportError as error:
+            raise upstream.down() from error
+
+    reading = Reading(tokens, lambda turns, tools: tokens(messages.all_written(turns, plan.knows_system), tools), plan.control)
+    finder = open_finder(open_index(index))
+    look_up = passages.look_up_with(Grounder(finder, Grounding(), reading, plan.context), NOT_THERE)
+    return {"look_up": look_up, "embed": finder.embedder, "embed_name": finder.embedder.name, "count": tokens}
+
+
+def _posting(client: Any, there: Callable[[], Backend], name: str) -> Post:
+    """Posts to the engine that is there. Raises a Fault with its own words where it refuses."""
+    from luthier.serve import dialects
+
+    def post(path: str, body: Body) -> Body:
+        backend = there()
+        answer = client.post(backend.url + path, json=body, headers=dict(backend.headers))
+        if answer.status_code != 200:
+            raise dialects.fault_of(name, answer.status_code, answer.json())
+        found: Body = answer.json()
+        return found
+
+    return post
 
 
 def _end_this_process() -> None:
@@ -129,21 +173,13 @@ def _check(plan: Plan, engine: str, backend: Backend) -> None:
 def _keep_contracts(plan: Plan, engine: str, backend: Backend) -> None:
     import httpx
 
-    from luthier.serve import agreement, dialects
+    from luthier.serve import agreement
 
     dialect = DIALECTS[engine]
     with httpx.Client(base_url=backend.url, headers=dict(backend.headers), timeout=600, trust_env=False) as client:
-
-        def post(path: str, body: Body) -> Body:
-            answer = client.post(path, json=body)
-            if answer.status_code != 200:
-                raise dialects.fault_of(dialect.name, answer.status_code, answer.json())
-            found: Body = answer.json()
-            return found
-
         base = next(iter(plan.names.values()))
         template = (lambda: client.get("/props").json().get("chat_template")) if engine == "gguf" else (lambda: None)
-        asking = agreement.Asking(dialect, post, base, len(plan.names) - 1, template)
+        asking = agreement.Asking(dialect, _posting(client, lambda: backend, dialect.name), base, len(plan.names) - 1, template)
         plan.knows_system = agreement.knows_system(asking)
         for name, path in plan.contracts.items():
             stop_ids = agreement.check(asking, files.read_json(path), str(path))
@@ -217,7 +253,7 @@ def _plan_gguf(wanted: Wanted, reporter: Reporter, left: ExitStack) -> Plan:
         engine.begin()
         return Backend(engine, engine.headers)
 
-    plan = Plan({}, {}, launch, control_tokens.of_gguf(model))
+    plan = Plan({}, {}, launch, control_tokens.of_gguf(model), context)
     contract = promises.beside(model.parent)
     _add(plan, Forwarded(Served(name, model, _system(contract), int(model.stat().st_mtime))), contract)
     for given, place in others:
@@ -280,7 +316,7 @@ def _plan_vllm(wanted: Wanted, reporter: Reporter, left: ExitStack) -> Plan:
         engine = Vllm(request, python, version)
         return Backend(engine, {"Authorization": f"Bearer {engine.key}"})
 
-    plan = Plan({}, {}, launch, control_tokens.of_folder(folder))
+    plan = Plan({}, {}, launch, control_tokens.of_folder(folder), wanted.context or facts.context_length(folder))
     _add(plan, Forwarded(Served(name, folder, _system(contract))), contract)
     for given, place in others:
         own_run = _run_at(place)

@@ -13,21 +13,17 @@ from luthier.engine.by_row import RowAdapter
 from luthier.errors import CallError, RunError
 from luthier.models import adapters
 from luthier.plan import machine
-from luthier.rag.embedding import embedder_of
-from luthier.rag.finding import Finder
-from luthier.rag.grounding import NOT_THERE, Grounder, Grounding
+from luthier.rag.finding import open_finder
+from luthier.rag.grounding import NOT_THERE, Grounder, Grounding, reading_of
 from luthier.rag.index import open_index, read_facts
-from luthier.records import Turn
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder, is_run, open_run
 from luthier.serve import contract, keys, listening
 from luthier.serve.doors import Doors, Limits
-from luthier.serve.passages import LookedUp
+from luthier.serve.passages import look_up_with
 from luthier.serve.registry import Served, check_name
 
 LEAST_ROOM_BYTES = 64 << 20
-# Beside passages an answer has this much room where the request does not say.
-ANSWER_TOKENS = 256
 INSTALL = 'pip install "luthier[serve]"'
 
 
@@ -136,15 +132,9 @@ def application(wanted: Wanted, opened: Opened, allowed: keys.Keys) -> Doors:
 
 def _documents(index: Path, engine: Engine) -> dict[str, Any]:
     """What a server with documents has beside its model: a look-up, and the embedder of the index."""
-    opened = open_index(index)
-    embedder = embedder_of(opened.facts.embedder)
-    grounder = Grounder(Finder(opened, embedder), Grounding(), engine.tokenizer, engine.context)
-
-    def look_up(turns: list[Turn], answer_tokens: int | None) -> LookedUp:
-        grounded = grounder(turns, answer_tokens or ANSWER_TOKENS)
-        return LookedUp(grounded.turns, grounded.passages, "" if grounded.used else NOT_THERE)
-
-    return {"look_up": look_up, "embed": embedder, "embed_name": embedder.name}
+    finder = open_finder(open_index(index))
+    grounder = Grounder(finder, Grounding(), reading_of(engine.tokenizer), engine.context)
+    return {"look_up": look_up_with(grounder, NOT_THERE), "embed": finder.embedder, "embed_name": finder.embedder.name}
 
 
 def room_bytes(engine: Engine) -> int:

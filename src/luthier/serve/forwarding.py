@@ -5,7 +5,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +14,12 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from luthier.records import Turn
-from luthier.serve import dialects, messages, routing
+from luthier.serve import dialects, messages, passages, routing
 from luthier.serve.asked import AdapterAsked, ChatAsked, CompletionAsked
 from luthier.serve.counters import Counters
 from luthier.serve.dialects import Body, Dialect, Forwarded
 from luthier.serve.doors import Doors, Limits
+from luthier.serve.embedding import Embed, Embeddings, EmbeddingsAsked
 from luthier.serve.faults import Fault, overloaded, too_late, unknown_model
 from luthier.serve.keys import Keys
 from luthier.serve.registry import Served
@@ -44,6 +45,10 @@ class Forwarding:
     most: int
     knows_system: bool = True
     control: Sequence[str] = ()
+    look_up: passages.LookUp | None = None
+    embed: Embed | None = None
+    embed_name: str = "embeddings"
+    count: Callable[[str], int] = len  # the tokens of a text, for the usage of embeddings
     in_flight: int = 0
     client: httpx.AsyncClient = field(init=False)
 
@@ -67,10 +72,11 @@ def application(server: Forwarding, keys: Keys, hosts: frozenset[str]) -> Doors:
         async with server.client, server.upstream.watched():
             yield
 
-    routes = Routes(server)
+    routes, embeddings = Routes(server), Embeddings(server.embed, server.embed_name, server.count)
     table: list[routing.Route] = [
         ("/v1/chat/completions", "POST", routes.chat, ChatAsked),
         ("/v1/completions", "POST", routes.complete, CompletionAsked),
+        ("/v1/embeddings", "POST", embeddings.answer, EmbeddingsAsked),
         ("/v1/load_lora_adapter", "POST", routes.change, AdapterAsked),
         ("/v1/unload_lora_adapter", "POST", routes.change, AdapterAsked),
         ("/v1/models", "GET", routes.models, None),
@@ -92,7 +98,12 @@ class Routes:
         """Answer a conversation (OpenAI's chat completions)."""
         asked = await routing.read(request, ChatAsked)
         to = self._named(request, asked.model)
-        return await self._pass_on(request, asked, to, messages_of(asked, to.served.system, self.server))
+        turns = turns_of(asked, to.served.system, self.server.control)
+        found = await passages.looked_up(self.server.look_up, asked, turns)
+        if found is not None and found.answer:
+            return passages.without_model(request, asked, to.served.name, found)
+        beside = {} if found is None else {"passages": found.passages}
+        return await self._pass_on(request, asked, to, messages.all_written(found.turns if found else turns, self.server.knows_system), beside)
 
     async def complete(self, request: Request) -> Response:
         """Go on with a text (OpenAI's completions)."""
@@ -100,7 +111,7 @@ class Routes:
         to = self._named(request, asked.model)
         if isinstance(asked.prompt, str):
             messages.check_control(asked.prompt, "prompt", self.server.control)
-        return await self._pass_on(request, asked, to, [])
+        return await self._pass_on(request, asked, to, [], {})
 
     async def change(self, request: Request) -> Response:
         """Adapters of such an engine are those that it was started with."""
@@ -114,10 +125,16 @@ class Routes:
         """The base and its adapters."""
         key = routing.key_of(request)
         found = [one.served for one in self.server.names.values() if key is None or key.may_use(one.served.name)]
-        return JSONResponse({"object": "list", "data": [model_shape(one, self.server.base) for one in found]})
+        shapes = [model_shape(one, self.server.base) for one in found]
+        if self.server.embed is not None and (key is None or key.may_use(self.server.embed_name)):
+            shapes.append(model_shape(embedder := Served(self.server.embed_name), embedder))
+        return JSONResponse({"object": "list", "data": shapes})
 
     async def model(self, request: Request, name: str) -> Response:
         """One model."""
+        if self.server.embed is not None and name == self.server.embed_name:
+            routing.check_key(request, name)
+            return JSONResponse(model_shape(embedder := Served(name), embedder))
         return JSONResponse(model_shape(self._named(request, name).served, self.server.base))
 
     async def health(self, request: Request) -> Response:
@@ -145,10 +162,10 @@ class Routes:
             raise unknown_model(name)
         return self.server.names[name]
 
-    async def _pass_on(self, request: Request, asked: ChatAsked | CompletionAsked, to: Forwarded, said: Sequence[Body]) -> Response:
+    async def _pass_on(self, request: Request, asked: ChatAsked | CompletionAsked, to: Forwarded, said: Sequence[Body], beside: Body) -> Response:
         key = routing.key_of(request)
         body = dialects.body_of(self.server.dialect, asked, said, to, self.server.adapters, key.name if key else "")
-        passed = Passed(self.server, to.served.name, routing.id_of(request), PATHS[type(asked)], body)
+        passed = Passed(self.server, to.served.name, routing.id_of(request), PATHS[type(asked)], body, beside)
         if asked.stream:
             with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
             events = passed.events(with_usage)
@@ -158,8 +175,8 @@ class Routes:
         return JSONResponse(await routing.unless_gone(request, passed.whole(), lambda: None))
 
 
-def messages_of(asked: ChatAsked, system: str | None, server: Forwarding) -> list[Body]:
-    """The conversation as the engine's template gets it, with the system message of the run's contract where it has none.
+def turns_of(asked: ChatAsked, system: str | None, control: Sequence[str]) -> list[Turn]:
+    """The conversation, with the system message of the run's contract where it has none.
 
     Raises a Fault for messages that mean nothing, and for a text that the engine would read as a control token.
     """
@@ -167,15 +184,15 @@ def messages_of(asked: ChatAsked, system: str | None, server: Forwarding) -> lis
     if system and turns[0].role != "system":
         turns = [Turn("system", system), *turns]
     for text in (*(one.content for one in turns), *(one.extra for one in turns), asked.tools_as_json):
-        messages.check_control(text, "messages", server.control)
-    return [messages.written(turn) for turn in messages.with_known_roles(turns, server.knows_system)]
+        messages.check_control(text, "messages", control)
+    return turns
 
 
 class Passed:
-    """One request on its way through the engine."""
+    """One request on its way through the engine. What is `beside` stands in its answer too: in a stream, in the first piece."""
 
-    def __init__(self, server: Forwarding, name: str, id: str, path: str, body: Body) -> None:
-        self.server, self.name, self.id, self.path, self.body = server, name, id, path, body
+    def __init__(self, server: Forwarding, name: str, id: str, path: str, body: Body, beside: Body) -> None:
+        self.server, self.name, self.id, self.path, self.body, self.beside = server, name, id, path, body, beside
         self._begun = time.monotonic()
         self._latest = self._begun + server.limits.answer_s
 
@@ -185,14 +202,14 @@ class Passed:
             answer = _parsed(await self._in_time(response.aread()))
             self._first()
             self._count(answer)
-            return dialects.whole(answer, self.id, self.name)
+            return dialects.whole(answer, self.id, self.name) | self.beside
 
     async def events(self, with_usage: bool) -> AsyncIterator[str]:
         """The answer as server-sent events, after an empty piece that says that the engine has taken the request.
 
         What the engine refuses is raised before that; what fails later is the last event.
         """
-        taken = False
+        taken, beside = False, self.beside
         try:
             async with self._sent() as response:
                 taken = True
@@ -203,7 +220,8 @@ class Passed:
                     usage = shaped.pop("usage", None)
                     if shaped["choices"]:
                         self._first()
-                        yield routing.event(shaped)
+                        yield routing.event(shaped | beside)
+                        beside = {}
                     if usage and with_usage:
                         yield routing.event({**shaped, "choices": [], "usage": usage})
         except Fault as fault:

@@ -101,9 +101,9 @@ class Routes:
         turns = asked.turns
         if served.system and turns[0].role != "system":
             turns = [Turn("system", served.system), *turns]
-        looked_up = await self._looked_up(asked, turns)
+        looked_up = await passages.looked_up(self.server.look_up, asked, turns)
         if looked_up is not None and looked_up.answer:
-            return self._without_model(request, asked, served, looked_up)
+            return passages.without_model(request, asked, served.name, looked_up)
 
         async def prompt(served: Served) -> list[int]:
             return await self._ids(turns if looked_up is None else looked_up.turns, asked.tools_as_json)
@@ -112,26 +112,6 @@ class Routes:
             return chat_shape(*about) if looked_up is None else passages.Cited(chat_shape(*about), looked_up.passages)
 
         return await self._answer(request, asked, prompt, shape, bends)
-
-    async def _looked_up(self, asked: ChatAsked, turns: list[Turn]) -> passages.LookedUp | None:
-        """The conversation with passages; None where this request or this server looks nothing up."""
-        if self.server.look_up is None:
-            if asked.rag:
-                raise bad_request("rag", "is asked for, and this server has no documents", "luthier serve RUN --rag INDEX")
-            return None
-        if asked.rag is False or turns[-1].role != "user":  # what a tool gave is no question
-            return None
-        try:
-            return await asyncio.to_thread(self.server.look_up, turns, asked.limit)
-        except DataError as error:
-            raise bad_request("messages", error.problem, error.next_step) from error
-
-    def _without_model(self, request: Request, asked: ChatAsked, served: Served, looked_up: passages.LookedUp) -> Response:
-        shape = passages.Cited(chat_shape(routing.id_of(request), now(), served.name, asked.likeliest, self.spelling), looked_up.passages)
-        if asked.stream:
-            with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
-            return StreamingResponse(passages.stream(shape, looked_up.answer, asked.n, with_usage), media_type="text/event-stream")
-        return JSONResponse(passages.whole(shape, looked_up.answer, asked.n))
 
     async def complete(self, request: Request) -> Response:
         """Go on with a text (OpenAI's completions)."""

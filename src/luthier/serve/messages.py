@@ -25,6 +25,11 @@ def with_known_roles(turns: Sequence[Turn], knows_system: bool) -> list[Turn]:
     return [Turn("user", joined, extra=others[0].extra), *others[1:]]
 
 
+def all_written(turns: Sequence[Turn], knows_system: bool) -> list[dict[str, Any]]:
+    """The turns as messages that the engine's template can express."""
+    return [written(turn) for turn in with_known_roles(turns, knows_system)]
+
+
 def check_control(text: str, field: str, control: Sequence[str]) -> None:
     """Raises a Fault (400) for a text that the engine would read as a control token."""
     if found := next((spelling for spelling in control if spelling in text), None):

@@ -1,12 +1,25 @@
 """Answers with the passages that they were made from, where the server has documents to look things up in."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from luthier.engine.spelling import Spelling
+from luthier.errors import DataError
 from luthier.records import Turn
 from luthier.serve import routing
-from luthier.serve.shapes import Part, Shape
+from luthier.serve.asked import ChatAsked
+from luthier.serve.faults import Fault, bad_request
+from luthier.serve.registry import now
+from luthier.serve.shapes import Part, Shape, chat_shape
+
+# Beside passages an answer has this much room where the request does not say.
+ANSWER_TOKENS = 256
+NOTHING_SPELLED = Spelling(None, False, frozenset())  # an answer that no model gave has no tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +32,49 @@ class LookedUp:
     answer: str = ""
 
 
-# A conversation and the tokens that its answer may have (None: as many as there is room for) to the same with passages. Raises DataError where
-# the question leaves no room for any.
-LookUp = Callable[[list[Turn], int | None], LookedUp]
+# A conversation, the tokens that its answer may have (None: as many as there is room for) and its tools (JSON, or "") to the same with passages.
+# Raises DataError where the question leaves no room for any.
+LookUp = Callable[[list[Turn], int | None, str], LookedUp]
+
+
+def look_up_with(ground: Callable[..., Any], not_there: str) -> LookUp:
+    """A look-up: `ground` puts passages before a conversation's question, and where nothing fits the answer is `not_there`."""
+
+    def look_up(turns: list[Turn], answer_tokens: int | None, tools: str) -> LookedUp:
+        grounded = ground(turns, answer_tokens or ANSWER_TOKENS, tools=tools)
+        return LookedUp(grounded.turns, grounded.passages, "" if grounded.passages else not_there)
+
+    return look_up
+
+
+async def looked_up(look_up: LookUp | None, asked: ChatAsked, turns: list[Turn]) -> LookedUp | None:
+    """The conversation with passages; None where this request or this server looks nothing up.
+
+    Raises a Fault where there is no room for passages, and where nothing fits and the answer was to be JSON.
+    """
+    if look_up is None:
+        if asked.rag:
+            raise bad_request("rag", "is asked for, and this server has no documents", "luthier serve RUN --rag INDEX")
+        return None
+    if asked.rag is False or turns[-1].role != "user":  # what a tool gave is no question
+        return None
+    try:
+        found = await asyncio.to_thread(look_up, turns, asked.limit, asked.tools_as_json)
+    except DataError as error:
+        raise bad_request("messages", error.problem, error.next_step) from error
+    if found.answer and asked.response_format and asked.response_format.schema_of_answer is not None:
+        problem = "nothing in the documents fits the question, and a sentence that says so is not the JSON that response_format asks for"
+        raise Fault(400, "not_in_documents", f'{problem}. Try: another question, or "rag": false', "messages")
+    return found
+
+
+def without_model(request: Request, asked: ChatAsked, name: str, found: LookedUp) -> Response:
+    """The answer of a look-up that found nothing, in the shape that was asked for."""
+    shape = Cited(chat_shape(routing.id_of(request), now(), name, asked.likeliest, NOTHING_SPELLED), found.passages)
+    if asked.stream:
+        with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        return StreamingResponse(_stream(shape, found.answer, asked.n, with_usage), media_type="text/event-stream")
+    return JSONResponse(shape.whole(_parts(found.answer, asked.n), asked.n, NO_USAGE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +109,7 @@ class Cited:
 NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0, "prompt_tokens_details": {"cached_tokens": 0}}
 
 
-def whole(shape: Shape, answer: str, answers: int) -> dict[str, Any]:
-    """An answer that no model was asked for."""
-    return shape.whole(_parts(answer, answers), answers, NO_USAGE)
-
-
-async def stream(shape: Shape, answer: str, answers: int, with_usage: bool) -> AsyncIterator[str]:
-    """The same as server-sent events."""
+async def _stream(shape: Shape, answer: str, answers: int, with_usage: bool) -> AsyncIterator[str]:
     for place, part in enumerate(_parts(answer, answers)):
         if begin := shape.begin(place):
             yield routing.event(begin)
