@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -53,6 +54,16 @@ def test_every_question_is_one_row_with_its_passage_there_or_missing(
         assert there == (set(row.question.gold) if row.kind == "gold" else set())
         assert bool(row.passages) == (row.kind != "plain")
     assert rows == mix(asked, shares, near, seed)
+
+
+def test_no_other_passage_that_answers_a_question_distracts_it() -> None:
+    """Each question has two passages that answer it; the second one of each is the first one of the next."""
+    asked = [replace(question, gold=(question.number, question.number + 1)) for question in questions(40)]
+    rows = mix(asked, Shares(passages=4, without_gold=0.2, together=4), near, 0)
+    for row in rows:
+        wanted = {row.question.gold[0]} if row.kind == "gold" else set()
+        assert set(row.question.gold) & set(row.passages) == wanted
+    assert any(one.passages == other.passages for one, other in itertools.pairwise(rows))  # they share all the same
 
 
 def test_questions_about_the_same_things_share_their_passages_in_the_same_order() -> None:

@@ -39,6 +39,10 @@ def test_rows_that_stand_together_stay_so_and_every_row_comes_once() -> None:
     assert sorted(shuffled) == list(range(11))
     blocks = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
     assert all(shuffled[shuffled.index(block[0]) :][: len(block)] == block for block in blocks)
+    # None stands across two updates, in whatever order they come.
+    for seed in range(8):
+        updates = [order.update_rows(11, 4, seed, update, 11, 4) for update in range(3)]
+        assert sorted(map(sorted, updates)) == blocks
     assert len({tuple(order.epoch_order(40, seed, 0, 4)) for seed in range(5)}) == 5
     assert order.epoch_order(50, 7, 2, 1) == order.epoch_order(50, 7, 2)
 

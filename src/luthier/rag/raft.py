@@ -96,16 +96,18 @@ def _kinds(count: int, shares: Shares, draw: random.Random) -> list[str]:
 
 
 def _agree(questions: Sequence[Question], kinds: Sequence[str], members: Sequence[int]) -> bool:
-    """Whether no question must do without a passage that another one needs."""
-    needed = {questions[place].gold[0] for place in members if kinds[place] == "gold"}
-    return not needed & {row for place in members if kinds[place] == "without_gold" for row in questions[place].gold}
+    """Whether no passage that one question needs answers another too, which must do without it or has its own."""
+    own = {place: {questions[place].gold[0]} if kinds[place] == "gold" else set() for place in members}
+    needed = set[int]().union(*own.values())
+    return not any((needed - own[place]) & set(questions[place].gold) for place in members)
 
 
 def _passages(members: Sequence[Question], kinds: Sequence[str], found: Sequence[int], most: int) -> list[int]:
-    """The passages that the members share: those of the members that keep theirs, then distractors; none that must be missing."""
+    """The passages that the members share: the first of each member that keeps its own, then distractors that answer none of them."""
     missing = {row for question, kind in zip(members, kinds, strict=True) if kind == "without_gold" for row in question.gold}
     kept = [question.gold[0] for question, kind in zip(members, kinds, strict=True) if kind == "gold"]
-    chosen = dict.fromkeys([*kept, *(row for row in found if row not in missing)])
+    answering = missing.union(*(question.gold for question in members))
+    chosen = dict.fromkeys([*kept, *(row for row in found if row not in answering)])
     return list(chosen)[: max(most, len(dict.fromkeys(kept)))]
 
 

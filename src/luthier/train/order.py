@@ -7,9 +7,10 @@ import numpy as np
 
 @lru_cache(maxsize=2)
 def epoch_order(rows: int, seed: int, epoch: int, together: int = 1) -> list[int]:
-    """The order of `rows` in one epoch (0-based), as indices: blocks of `together` rows that follow each other are shuffled."""
-    blocks: list[int] = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(-(-rows // together)).tolist()
-    return [row for block in blocks for row in range(block * together, min((block + 1) * together, rows))]
+    """The order of `rows` in one epoch (0-based), as indices: blocks of `together` rows that follow each other are shuffled. A last one that is
+    shorter stays last, or all blocks behind it would stand across two updates."""
+    blocks: list[int] = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(rows // together).tolist()
+    return [row for block in blocks for row in range(block * together, (block + 1) * together)] + list(range(rows - rows % together, rows))
 
 
 def update_rows(rows: int, batch_size: int, seed: int, update: int, examples_seen: int, together: int = 1) -> list[int]:
