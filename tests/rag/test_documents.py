@@ -9,7 +9,7 @@ from conftest_documents import pdf_of
 from luthier.errors import DataError
 from luthier.rag import documents as docs
 from luthier.rag.documents import Unreadable
-from luthier.rag.splitting import Part
+from luthier.rag.splitting import Part, Split, passages_of
 from luthier.records import Rejected
 
 
@@ -31,6 +31,28 @@ def test_a_heading_inside_a_fence_is_no_heading(tmp_path: Path) -> None:
     parts, _ = read(tmp_path / "a.md")
     assert [part.title for part in parts] == ["One", "Setext"]
     assert "# a comment" in parts[0].text
+
+
+@pytest.mark.parametrize(
+    ("body", "titles"),
+    [("Text.\n\n## Fees\n\nNone.\n", ["Returns", "Returns > Fees"]), ("# Returns\n\nText.\n", ["Returns"])],
+    ids=["the title is in the front matter alone", "the title is a heading too"],
+)
+def test_front_matter_is_no_passage_and_gives_the_title(body: str, titles: list[str], tmp_path: Path) -> None:
+    front = "---\ntitle: Returns\ntags: [shop]\n---\n"
+    (tmp_path / "a.md").write_text(front + body, encoding="utf-8")
+    parts, _ = read(tmp_path / "a.md")
+    assert [part.title for part in parts] == titles
+    assert "tags" not in "".join(part.text for part in parts)
+    [passage] = passages_of("a.md", parts[0], Split())
+    assert (front + body).split("\n")[passage.first - 1] == "Text."  # its line is that of the file
+
+
+@pytest.mark.parametrize("text", ["---\nA line, between dashes.\n---\nMore.\n", "---\nkey: [\n---\nMore.\n", "---\nNo end.\n"])
+def test_dashes_that_are_no_front_matter_lose_nothing(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text(text, encoding="utf-8")
+    parts, _ = read(tmp_path / "a.md")
+    assert text.split("\n")[1] in "".join(f"{part.title}\n{part.text}" for part in parts)
 
 
 def test_html_gives_its_text_under_its_headings_without_menus_and_styles(documents: Path) -> None:

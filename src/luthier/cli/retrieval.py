@@ -22,7 +22,9 @@ Passages = Annotated[int, typer.Option(min=1, max=100, help="Passages in a promp
 Budget = Annotated[int, typer.Option(min=1, help="Tokens that they may have together.")]
 Least = Annotated[float, typer.Option(min=0, max=1, help="Below this fit (0 to 1) nothing of the documents has to do with the question.")]
 Reranker = Annotated[str | None, typer.Option(help="A cross-encoder (folder or hub id) that reads the best passages again.")]
-LEAST_FIT = 0.4
+AskBudget = Annotated[int | None, typer.Option(min=1, help="With --model: tokens that they may have together (default 1024).")]
+AskLength = Annotated[int | None, typer.Option(min=1, help="With --model: longest answer in tokens (default 256).")]
+LEAST_FIT, BUDGET = 0.4, 1024
 
 
 def index(
@@ -65,10 +67,10 @@ def ask(
     question: Annotated[str, typer.Argument(help="What is asked.")],
     model: Annotated[str | None, typer.Option(help="RUN, or a model, that answers. Without it the passages are shown.")] = None,
     passages: Passages = 5,
-    budget: Budget = 1024,
+    budget: AskBudget = None,
     least_score: Least = LEAST_FIT,
     reranker: Reranker = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
+    max_new_tokens: AskLength = None,
     as_json: Json = False,
 ) -> None:
     """Look something up, and have a model answer from it, with the numbers of the passages it names.
@@ -77,13 +79,16 @@ def ask(
     """
     terminal = Terminal(quiet=as_json)
     if model is None:
+        for option in ["--budget"] * (budget is not None) + ["--max-new-tokens"] * (max_new_tokens is not None):
+            problem = f"{option} is for a model that answers: its tokenizer counts"
+            raise CallError(problem, where="luthier rag ask", next_step="--model RUN, or --passages to show fewer")
         _show_passages(index, question, passages, least_score, reranker, as_json, terminal)
         return
     with heavy_imports():
         from luthier.recipes import reading
 
-    how = _grounding(passages, budget, least_score)
-    reader = reading.open_reader(index, model, how, terminal, reranker=reranker, max_new_tokens=max_new_tokens)
+    how = _grounding(passages, budget or BUDGET, least_score)
+    reader = reading.open_reader(index, model, how, terminal, reranker=reranker, max_new_tokens=max_new_tokens or reading.MAX_NEW_TOKENS)
     grounded = reader.ground(question)
     answer = ""
     for piece in reader.stream(grounded):

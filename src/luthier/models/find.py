@@ -160,7 +160,9 @@ def _hub_error(model: str, path: Path, error: Exception) -> ModelError:
     elif isinstance(error, LocalEntryNotFoundError):
         reason = f" ({_first_line(error.__cause__)})" if error.__cause__ else ""
         problem = f"could not be fetched from the hub{reason}, and the hub's cache does not hold it"
-        next_step = "check the network and HF_HUB_OFFLINE, or use a local folder, or smollm2-135m-instruct, which comes through pip"
+        next_step = (
+            "check the network and HF_HUB_OFFLINE, or use a local folder, or what comes through pip: smollm2-135m-instruct; as an embedder, wordllama"
+        )
     else:
         problem, next_step = f"the hub answered: {_first_line(error)}", "try again later; behind a proxy set HTTPS_PROXY, for a mirror HF_ENDPOINT"
     return ModelError(problem, where=model, next_step=next_step)

@@ -5,7 +5,7 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ TEXTS = ("text", "content", "passage", "page_content", "body", "document", "cont
 TITLES = ("title", "name", "heading", "id")
 # A folder with these is an index: what Luthier wrote is no document, where an index lies among those it is made of.
 OF_AN_INDEX = {"index.json", "passages.arrow"}
+# What stands at the top of many Markdown files: facts about the file, between two lines of dashes.
+FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?\n)(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 NOT_READ_IN_HTML = ("script", "style", "noscript", "template", "svg", "nav", "form")
 Told = Callable[[Rejected], None]
 
@@ -127,7 +129,27 @@ def _plain(file: File, told: Told) -> list[Part]:
 
 
 def _markdown(file: File, told: Told) -> list[Part]:
-    return markdown_parts(_text(file))
+    """Its front matter is no text; the title in it stands above all headings, but for a heading that says the same."""
+    text, title = _without_front_matter(_text(file))
+    parts = markdown_parts(text)
+    if title and not any(part.title.partition(" > ")[0] == title for part in parts):
+        return [replace(part, title=f"{title} > {part.title}" if part.title else title) for part in parts]
+    return parts
+
+
+def _without_front_matter(text: str) -> tuple[str, str]:
+    """A text with blank lines for its YAML front matter, and the title that this gives."""
+    import yaml
+
+    found = FRONT_MATTER.match(text)
+    try:
+        facts = yaml.safe_load(found[1]) if found else None
+    except (yaml.YAMLError, ValueError):
+        facts = None
+    if found is None or not isinstance(facts, dict):  # two lines of dashes around a text
+        return text, ""
+    title = facts.get("title")
+    return "\n" * found[0].count("\n") + text[found.end() :], title.strip() if isinstance(title, str) else ""
 
 
 def markdown_parts(text: str, unit: str = "line") -> list[Part]:
