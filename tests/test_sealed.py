@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faulty_disk import Failing, Intercepted, Remembering, using
@@ -108,9 +109,49 @@ def test_a_disk_that_takes_a_few_bytes_at_a_time_gets_all_of_them(tmp_path: Path
     assert whole(tmp_path) == [1]
 
 
+class NoNewNames(Intercepted):
+    """A disk without inodes, or with a quota of files that is used up: after `left` more nothing can be made, and all else works."""
+
+    def __init__(self, left: int, number: int) -> None:
+        super().__init__()
+        self.left, self.number = left, number
+
+    def meet(self, name: str, method: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        if name in ("open_new", "make_folder"):
+            self.left -= 1
+            if self.left < 0:
+                raise OSError(self.number, os.strerror(self.number), str(arguments[0]))
+        return method(*arguments)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT], ids=errno.errorcode.get)
+def test_a_disk_that_takes_no_more_files_keeps_what_it_had_and_takes_the_next_save(number: int, fast: Path) -> None:
+    needed = 1 + len(FILES)
+    for left in range(needed):
+        folder = fast / str(left)
+        save(folder, 1)
+        with using(NoNewNames(left, number)), pytest.raises(RunError):
+            save(folder, 2)
+        assert [path.name for path in folder.iterdir()] == ["step-000001"]
+        with using(NoNewNames(needed, number)):
+            save(folder, 3)
+        assert whole(folder) == [1, 3]
+
+
 def test_a_full_disk_is_told_in_words(tmp_path: Path) -> None:
     with using(Failing(3, errno.ENOSPC)), pytest.raises(RunError, match=r"the disk is full \(\d+ MB free\)"):
         save(tmp_path, 1)
+
+
+def test_a_quota_and_used_up_inodes_are_not_told_as_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with using(Failing(3, errno.EDQUOT)), pytest.raises(RunError, match="your quota on this disk is used up\n  Try: free some space"):
+        save(tmp_path, 1)
+    folder = tmp_path / "of many files"
+
+    monkeypatch.setattr(files, "has_room_for_a_file", lambda path: not any(folder.rglob("*.safetensors")))  # again, when they are taken away
+    with using(NoNewNames(4, errno.ENOSPC)), pytest.raises(RunError, match="the disk takes no more files: its inodes are used up") as told:
+        save(folder, 1)
+    assert "delete files there that nobody needs" in str(told.value)
 
 
 def damage_of(content: bytes, kind: str) -> bytes:

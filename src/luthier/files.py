@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from luthier.disk import Buffer, Disk
-from luthier.errors import CallError, RunError
+from luthier.errors import CallError, LuthierError, RunError
 
 disk = Disk()
 # An fsync that the file system does not offer is no loss; a full or broken disk is.
 NO_FSYNC = {errno.EINVAL, errno.EPERM, errno.ENOTSUP}
-CANNOT_BE_MADE = {errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO}
+CANNOT_BE_MADE = {errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.EFBIG}
+OF_RUST = re.compile(r"\(os error (\d+)\)")
 # Small pieces are gathered to so many bytes before they are written, and large ones cut.
 CHUNK_BYTES = 1 << 20
 # What is being made or taken away, by the process of that number on that host.
@@ -62,27 +63,42 @@ def _host() -> str:
 
 @contextmanager
 def readable_errors(path: Path) -> Iterator[None]:
-    """Turn the errors of the operating system that a user can mend into words."""
+    """Turn the errors of the operating system that a user can mend into words, those too that a library written in Rust tells in its own."""
     try:
         yield
-    except OSError as error:
-        where = str(error.filename or path)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(
-                f"the disk is full ({free_bytes(path) / 1e6:.0f} MB free)",
-                where=where,
-                next_step="free some space or set output_dir (for the cache: LUTHIER_HOME) to another disk",
-            ) from error
-        elsewhere = "choose another output_dir (for the cache: LUTHIER_HOME)"
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise RunError("not writable", where=where, next_step=f"{elsewhere}, or mend its rights") from error
-        if error.errno in (errno.ENOTDIR, errno.EEXIST):
-            raise RunError("a file stands where a folder is needed", where=where, next_step=f"move it, or {elsewhere}") from error
-        if error.errno in CANNOT_BE_MADE:
-            raise RunError(
-                f"cannot be written ({error.strerror})", where=where, next_step="choose another output_dir (for the cache: LUTHIER_HOME)"
-            ) from error
+    except LuthierError:
         raise
+    except Exception as error:
+        told = error if isinstance(error, OSError) else _told_by_rust(error)
+        if told is None or (found := _in_words(told, path)) is None:
+            raise
+        raise found from error
+
+
+def _told_by_rust(error: Exception) -> OSError | None:
+    """What safetensors and tokenizers make of an error of the operating system is an exception of another class."""
+    number = OF_RUST.search(str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
+
+
+def _in_words(error: OSError, path: Path) -> RunError | None:
+    where = str(error.filename or path)
+    elsewhere = "output_dir (for the cache: LUTHIER_HOME)"
+    if error.errno == errno.EDQUOT:
+        return RunError("your quota on this disk is used up", where=where, next_step=f"free some space or set {elsewhere} to another disk")
+    if error.errno == errno.ENOSPC and not has_room_for_a_file(path):
+        problem = f"the disk takes no more files: its inodes are used up ({free_bytes(path) / 1e6:.0f} MB free)"
+        return RunError(problem, where=where, next_step=f"delete files there that nobody needs, or set {elsewhere} to another disk")
+    if error.errno == errno.ENOSPC:
+        problem = f"the disk is full ({free_bytes(path) / 1e6:.0f} MB free)"
+        return RunError(problem, where=where, next_step=f"free some space or set {elsewhere} to another disk")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return RunError("not writable", where=where, next_step=f"choose another {elsewhere}, or mend its rights")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return RunError("a file stands where a folder is needed", where=where, next_step=f"move it, or choose another {elsewhere}")
+    if error.errno in CANNOT_BE_MADE:
+        return RunError(f"cannot be written ({error.strerror})", where=where, next_step=f"choose another {elsewhere}")
+    return None
 
 
 def refuse_existing(path: Path) -> None:
@@ -101,6 +117,12 @@ def existing_parent(path: Path) -> Path:
 def free_bytes(path: Path) -> int:
     """What is free where `path` is or will be."""
     return shutil.disk_usage(existing_parent(path)).free
+
+
+def has_room_for_a_file(path: Path) -> bool:
+    """Whether the file system can make one more file; some (btrfs) count none and always can."""
+    counted = os.statvfs(existing_parent(path))
+    return counted.f_files == 0 or counted.f_favail > 0
 
 
 def make_folder(path: Path) -> Path:
@@ -126,15 +148,15 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_pieces(path: Path, pieces: Iterable[Buffer]) -> None:
     """Replace `path` with the pieces one after the other, atomically and durably, however large the whole is."""
     temporary = unfinished_name(path, "tmp")
-    with readable_errors(path):
-        try:
+    try:
+        with readable_errors(path):  # looks at the disk before what stands there is taken away
             write_new(temporary, pieces)
             disk.rename(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                disk.remove(temporary)
-            raise
-        sync(path.parent)
+            sync(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            disk.remove(temporary)
+        raise
 
 
 def write_new(path: Path, pieces: Iterable[Buffer]) -> tuple[int, str]:
@@ -229,17 +251,18 @@ def build_folder(path: Path, fill: Callable[[Path], None]) -> Path:
         make_folder(path.parent)
         discard(staging)
         sweep(path.parent, only=path.name)
-        disk.make_folder(staging)
-        try:
+    try:
+        with readable_errors(path):  # looks at the disk before what stands there is taken away
+            disk.make_folder(staging)
             fill(staging)
             for file in staging.rglob("*"):
                 sync(file)
             sync(staging)
             replace_folder(staging, path)
-        except BaseException:
-            discard(staging)
-            raise
-        sync(path.parent)
+            sync(path.parent)
+    except BaseException:
+        discard(staging)
+        raise
     return path
 
 

@@ -21,10 +21,17 @@ Content = Callable[[], Iterable[Buffer]]
 Others = Callable[[Path], Mapping[str, tuple[int, str]]]
 
 
-def write(path: Path, parts: Mapping[str, Content], about: Mapping[str, Any], others: Others = lambda staging: {}) -> int:
+def write(
+    path: Path,
+    parts: Mapping[str, Content],
+    about: Mapping[str, Any],
+    others: Others = lambda staging: {},
+    may_stand: Callable[[], None] = lambda: None,
+) -> int:
     """Make the folder `path` of `parts` (by file name), with `about` in its manifest. Gives its bytes, the manifest's left out.
 
-    `others` lets other processes write into the folder before its manifest, and gives bytes and sha256 of each of their files.
+    `others` lets other processes write into the folder before its manifest, and gives bytes and sha256 of each of their files. `may_stand` is
+    asked last, before the folder gets its name, and raises an error where it must not.
 
     A folder of that name is set aside, not replaced. Raises RunError or OSError where the disk does not take it: then nothing is there.
     One call at a time in a parent folder: what earlier ones left unfinished is swept.
@@ -33,19 +40,21 @@ def write(path: Path, parts: Mapping[str, Content], about: Mapping[str, Any], ot
     with files.readable_errors(path):
         files.make_folder(path.parent)
         files.sweep(path.parent, own=True)
-        files.disk.make_folder(staging)
-        try:
+    try:
+        with files.readable_errors(path):  # looks at the disk before what stands there is taken away
+            files.disk.make_folder(staging)
             written = {name: files.write_new(staging / name, content()) for name, content in parts.items()}
             written |= others(staging)
             listed = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in written.items()}
             files.write_new(staging / MANIFEST, [_spelled({"schema": SCHEMA, "files": listed, **about})])
             files.sync(staging)
+            may_stand()
             _set_aside(path)
             files.disk.rename(staging, path)
-        except BaseException:
-            files.discard(staging)
-            raise
-        files.sync(path.parent)
+            files.sync(path.parent)
+    except BaseException:
+        files.discard(staging)
+        raise
     return sum(size for size, _ in written.values())
 
 

@@ -1,7 +1,10 @@
 """Adapters: the right layers, the same start for the same seed, and a stored one comes back whole or not at all."""
 
 import json
+import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +12,10 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from luthier.config.adapters import LoraSettings
-from luthier.errors import ConfigError, ModelError
+from luthier.errors import ConfigError, ModelError, RunError
 from luthier.models import adapters, load, lora
 from luthier.models.weights import fingerprint
 
@@ -102,6 +106,32 @@ def test_saving_again_replaces_the_older_adapter(tiny_model: Path, tmp_path: Pat
     stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert any(tensor.any() for name, tensor in stored.items() if "lora_B" in name)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+@contextmanager
+def files_of_at_most(size_bytes: int) -> Iterator[None]:
+    """The operating system takes no file that is longer, from libraries in Rust neither."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_does_not_take_a_library_s_file_is_told_in_words_and_keeps_the_older_adapter(tiny_model: Path, tmp_path: Path):
+    """PEFT's weights and the tokenizer are written by Rust, whose errors are no OSError."""
+    model, folder = adapted(tiny_model, "q_proj"), tmp_path / "adapter"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    adapters.save_adapter(model, folder, "tiny", tokenizer)
+    before = {path.name: path.stat().st_size for path in folder.iterdir()}
+    weights, words = before["adapter_model.safetensors"], before["tokenizer.json"]
+    assert weights < words, "so that each of the two is met"
+    for size_bytes in (weights - 1, words - 1):
+        with files_of_at_most(size_bytes), pytest.raises(RunError, match=r"adapter: cannot be written \(File too large\)\n  Try: choose another"):
+            adapters.save_adapter(model, folder, "tiny", tokenizer)
+        assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+        assert {path.name: path.stat().st_size for path in folder.iterdir()} == before
 
 
 def test_values_that_are_not_finite_are_neither_saved_nor_loaded(tiny_model: Path, tmp_path: Path):

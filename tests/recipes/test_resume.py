@@ -25,7 +25,7 @@ from luthier.plan import choose
 from luthier.plan.machine import store_machine
 from luthier.recipes import training
 from luthier.run_folder import RunFolder, list_runs
-from luthier.train import differences, loop, resuming, session
+from luthier.train import differences, loop, resuming, saving, session
 
 ROWS = [chat_row(place) for place in range(8)]
 # 4 updates: 2 epochs of 8 rows in batches of 4.
@@ -115,7 +115,9 @@ def test_a_file_without_a_stopped_run_is_told(config: Config) -> None:
         training.newest_stopped(config)
 
 
-def test_a_process_that_lost_its_run_leaves_neither_adapter_nor_report(write: Write) -> None:
+@pytest.mark.parametrize("lost_at", [2, 4])
+def test_a_process_that_lost_its_run_leaves_neither_lines_nor_adapter_nor_report(lost_at: int, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "LOOK_SECONDS", 0.0)
     config = write(ROWS, *FOUR[:2], "training.save_strategy=no")
 
     def lose() -> None:
@@ -124,8 +126,9 @@ def test_a_process_that_lost_its_run_leaves_neither_adapter_nor_report(write: Wr
         files.write_json(run.path / run_lock.NAME, dataclasses.asdict(thief))
 
     with pytest.raises(RunInUse, match="this process no longer has the run, which is held by pid 7 on elsewhere") as lost:
-        training.fit(config, Listener(**{"step_4/4  loss": lose}))
+        training.fit(config, Listener(**{f"step_{lost_at}/4  loss": lose}))
     run = RunFolder(Path(lost.value.where))
+    assert [row["step"] for row in run.read_metrics("train")][-1] == lost_at
     assert not run.trained.exists()
     assert not run.report.exists()
 
@@ -198,6 +201,10 @@ def test_harmless_changes_take_effect_and_the_result_is_the_same(config: Config,
     assert [json.loads(line)["step"] for line in stopped.rows.read_text(encoding="utf-8").splitlines()] == [3] * 4 + [4] * 4
     assert weights_of(stopped) == weights_of(straight)
     assert load_config(stopped.config).settings.training.rows_file
+    # Next time: the run itself goes on as it was called, and with its file as that says; a call is followed, also back to what the file said.
+    for config_now, save_steps in ((stopped.config, 100), (config.file, 1)):
+        assert resuming.goes_on(stopped, load_config(config_now), Listener()).settings.training.save_steps == save_steps
+    assert resuming.goes_on(stopped, load_config(config.file, ["training.save_steps=1"]), Listener()).settings.training.save_steps == 1
 
 
 @pytest.mark.slow
@@ -251,7 +258,8 @@ def test_rows_that_moved_are_the_same_rows(config: Config, stopped: RunFolder) -
     training.fit(load_config(stopped.config, [f"data.train={moved}"]), listener := Table(), resume=stopped)
     assert listener.harmless == {"data.train": f"yes: {differences.CONTENT}"}
     assert weights_of(stopped) == weights_of(straight)
-    assert load_config(stopped.config).settings.data.train == str(moved)
+    for config_now in (stopped.config, config.file):  # which still names the old place
+        assert resuming.goes_on(stopped, load_config(config_now), Listener()).settings.data.train == str(moved)
     assert json.loads(stopped.ledger.read_text(encoding="utf-8"))["sources"][0]["path"] == str(moved)
 
 

@@ -75,7 +75,7 @@ def train(engine: Engine, examples: list[TokenizedExample], run: RunFolder) -> T
                     saver.measured(report.step, losses[report.step], {"rewards/margins": -losses[report.step]})
                 saver.watch(report)
 
-            loop.fit(engine, examples, course, [watch], stop, done=done)
+            loop.fit(engine, examples, course, [saver.look, watch], stop, done=done)
             if load_best:
                 saver.load_best()
         return found
@@ -283,18 +283,39 @@ def test_what_a_checkpoint_will_take_is_known_before_the_first_update(train: Tra
     assert checkpoint.expected_bytes(engine) == pytest.approx(expected, rel=0.02)
 
 
+def take_away(run: RunFolder) -> None:
+    """Another process has the run from now on."""
+    thief = dataclasses.replace(run_lock._this_process("train"), host="elsewhere", pid=7, started="1")
+    (run.path / run_lock.NAME).write_text(json.dumps(dataclasses.asdict(thief)))
+
+
+LOST = "this process no longer has the run, which is held by pid 7 on elsewhere"
+
+
 def test_a_process_that_lost_the_run_trains_and_writes_no_more(train: Train, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saving, "LOOK_SECONDS", 0.0)
 
     def lose(step: int, stop: Stop) -> None:
         if step == 3:
-            thief = dataclasses.replace(run_lock._this_process("train"), host="elsewhere", pid=7, started="1")
-            (run.path / run_lock.NAME).write_text(json.dumps(dataclasses.asdict(thief)))
+            take_away(run)
 
     found = Trained()
-    with pytest.raises(RunInUse, match="this process no longer has the run, which is held by pid 7 on elsewhere"):
+    with pytest.raises(RunInUse, match=LOST):
         train(at=lose, result=found, save_steps=100)
     assert found.told == [1, 2, 3]
+    assert steps(run) == []
+
+
+@pytest.mark.parametrize("async_save", [True, False])
+def test_a_run_that_is_lost_while_a_checkpoint_is_written_does_not_get_it(async_save: bool, train: Train, run: RunFolder) -> None:
+    class Late(Intercepted):
+        def meet(self, name: str, method: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+            if name == "write":
+                take_away(run)
+            return method(*arguments)
+
+    with using(Late()), pytest.raises(RunInUse, match=LOST):
+        train(2, async_save=async_save)
     assert steps(run) == []
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from luthier import files
 from luthier.config.adapters import BottleneckSettings
-from luthier.errors import ModelError, RunError
+from luthier.errors import ModelError
 from luthier.models import bottleneck, find, initial, virtual, weights
 from luthier.models.bottleneck import BottleneckModel
 from luthier.models.load import save_tokenizer
@@ -201,10 +201,7 @@ def save_adapter(model: Any, folder: Path, base_name: str, tokenizer: Any = None
     the hub id, which other tools know. Raises ModelError where a value is not finite: then nothing is written.
     """
     _check_finite(_tensors(model), str(folder), "lower training.learning_rate and resume from the last checkpoint")
-    try:
-        files.build_folder(folder, lambda staging: _write_adapter(model, staging, base_name, tokenizer))
-    except SafetensorError as error:  # PEFT writes its file itself
-        raise RunError(f"cannot be written ({error})", where=str(folder), next_step="free some space, or choose another output_dir") from error
+    files.build_folder(folder, lambda staging: _write_adapter(model, staging, base_name, tokenizer))
 
 
 def _write_adapter(model: Any, staging: Path, base_name: str, tokenizer: Any) -> None:

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from luthier import files, sealed, tensor_file
+from luthier import files, run_lock, sealed, tensor_file
 from luthier.engine import Engine, optimizers, ranks, shards
 from luthier.engine.precision import LossScale
 from luthier.errors import NotFiniteError, RunError
@@ -179,13 +179,13 @@ def _require_finite(name: str, tensor: Tensor, step: int) -> None:
 def write(run: RunFolder, state: State, about: Mapping[str, Any] | None = None) -> Path:
     """Write checkpoints/step-N, whole or not at all. `about` (hashes and versions of the run) goes into its manifest.
 
-    Raises RunError or OSError where the disk does not take it.
+    Raises RunError or OSError where the disk does not take it, RunInUse where the run became another process' while it was written.
     """
     for path in (run.metrics, run.rows):
         if path.exists():
             files.sync(path)  # a run that goes on from here needs their lines up to here
     path = path_of(run, state.step)
-    sealed.write(path, state.parts, {"step": state.step, "run": dict(about or {})}, state.others)
+    sealed.write(path, state.parts, {"step": state.step, "run": dict(about or {})}, state.others, partial(run_lock.require_not_taken, run.path))
     return path
 
 

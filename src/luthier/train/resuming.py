@@ -308,10 +308,22 @@ def _asked(config: Config) -> dict[str, Any]:
 
 
 def keep_asked(run: RunFolder, config: Config) -> None:
-    """Where the run goes on with a settings file: a change, next time, is one from what that says now."""
+    """A change, next time, is one from what is asked for now: by the settings file that the run goes on with, or by a call for the run itself."""
     stored = _began(run)
-    if config.says and stored["asked"] != (asked := _asked(config.says)):
+    asked = _asked(config.says) if config.says else _with_call(stored["asked"], config)
+    if asked != stored["asked"]:
         files.write_json(run.environment, {**stored, "asked": asked})
+
+
+def _with_call(asked: dict[str, Any], config: Config) -> dict[str, Any]:
+    """The same with the values of the call, but for files: one that has moved is where the call says, whatever the settings file says of it."""
+    called = {name for name, place in config.given.items() if place.startswith("command line")} - PATHS
+    tree = json.loads(json.dumps(asked["settings"]))
+    for name, value in leaves(config.settings.model_dump(mode="json")).items():
+        if any(f"{one}.".startswith(f"{name}.") for one in called):
+            section, _, key = name.rpartition(".")
+            (tree[section] if section else tree)[key] = value
+    return {**asked, "settings": tree}
 
 
 def require_same_contents(run: RunFolder, config: Config, folder: Path, tokenizer: Any, prepared: Prepared, reporter: Reporter) -> None:

@@ -14,7 +14,7 @@ from luthier import files, run_lock, sealed
 from luthier.config.section import bytes_of
 from luthier.config.settings import Settings
 from luthier.engine import Engine
-from luthier.errors import MachineError, RunError
+from luthier.errors import MachineError, RunError, RunInUse
 from luthier.plan import machine
 from luthier.records import StepReport
 from luthier.run_folder import NO_DRIFT, RunFolder
@@ -120,11 +120,14 @@ class Saver:
         if len(as_good) < self.training.keep_best:
             self._save_at = step
 
-    def watch(self, report: StepReport) -> None:
-        """Save where that is due after this update. Raises RunInUse where another process has the run by now."""
+    def look(self, report: StepReport) -> None:
+        """Told of an update before anything is written of it: raises RunInUse where another process has the run by now."""
         if abs(time.time() - self._looked_s) >= LOOK_SECONDS:  # a clock that runs while the machine sleeps
             self._looked_s = time.time()
             run_lock.require_not_taken(self.run.path)
+
+    def watch(self, report: StepReport) -> None:
+        """Save where that is due after this update."""
         if self._writing and not self._writing[0].is_alive():
             self.join()
         if self.wants(report.step):
@@ -169,7 +172,7 @@ class Saver:
         self._rotate()
 
     def _failed(self, state: State, error: Exception) -> None:
-        if not isinstance(error, RunError | OSError):
+        if isinstance(error, RunInUse) or not isinstance(error, RunError | OSError):
             raise error
         self._failed_in_a_row += 1
         problem = error.problem if isinstance(error, RunError) else str(error)

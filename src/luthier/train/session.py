@@ -450,16 +450,16 @@ def train(
         if engine.crew:
             engine.crew.stop = stop
         stop.enough = patience.over  # where it was stopped between its last measurement and its end
-        waits = watchers.stopper(patience, stop, say)
 
         def measured(step: int, found: Measurement) -> None:
             for told in (saver.measured, tracked.measured):
                 told(step, found.loss, found.metrics, found.drift)
-            waits(step, found)
+            watchers.stopper(patience, stop, say)(step, found)
             shown.update(watchers.numbers_of(found, step))
 
         evaluates = watchers.evaluates_at(settings, course.updates)
         watching = [
+            saver.look,
             watchers.first_update_teller(run, engine, reporter),
             run.add_step,
             watchers.teller(bar, reporter, course.updates, training.logging_steps, shown),
