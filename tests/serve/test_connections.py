@@ -1,6 +1,8 @@
 """Clients that are slow, many, or speak no HTTP are cut off, and nobody else notices them."""
 
+import contextlib
 import json
+import os
 import signal
 import socket
 import ssl
@@ -18,7 +20,7 @@ import uvicorn
 from conftest_serve import Running, application, listen
 
 from luthier.errors import CallError, MachineError
-from luthier.serve import listening
+from luthier.serve import ending, listening
 from luthier.serve.doors import Limits
 
 ASK: dict[str, Any] = {"model": "base", "messages": [{"role": "user", "content": "150 Pierce Rd"}], "temperature": 0, "max_tokens": 4}
@@ -235,6 +237,38 @@ def test_a_bad_key_and_a_port_in_use_are_told_before_anything_listens(certificat
     with pytest.raises(MachineError, match="cannot listen"):
         listening.listen("127.0.0.1", taken.getsockname()[1])
     taken.close()
+
+
+def test_a_second_signal_ends_a_server_that_is_still_answering(tiny_model: Path, adapters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending, "ONE_WISH_SECONDS", 0.2)
+    app, open_socket = application(tiny_model, adapters), listening.listen("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{open_socket.getsockname()[1]}"
+    answering: Any = app.app.state.server.answering  # type: ignore[attr-defined]
+    taken = threading.Event()
+    monkeypatch.setattr(answering, "submit", lambda jobs: taken.set())  # an answer that never comes
+    first_s: list[float] = []
+
+    def ask() -> None:
+        with contextlib.suppress(httpx.TransportError):
+            httpx.post(f"{url}/v1/chat/completions", json=ASK, timeout=60)
+
+    def end() -> None:
+        assert taken.wait(20)
+        first_s.append(time.monotonic())
+        for pause in (0.05, 0.5, 0):  # the second within a moment is the same wish, the third is not
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(pause)
+
+    threads = [threading.Thread(target=work) for work in (ask, end)]
+    open_socket.listen()
+    for thread in threads:
+        thread.start()
+    listening.answer(app, open_socket)
+    took = time.monotonic() - first_s[0]
+    for thread in threads:
+        thread.join(10)
+    answering.stop(10)
+    assert 0.4 < took < 10  # the drain takes 30 s
 
 
 def test_a_signal_that_comes_before_the_server_runs_is_not_lost(tiny_model: Path, adapters: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,7 @@ def server(application: Doors, secured: Tls | None = None) -> "uvicorn.Server":
     import uvicorn
 
     from luthier.serve.connection import Connection
+    from luthier.serve.ending import Server
 
     settings = uvicorn.Config(
         application,
@@ -108,7 +109,7 @@ def server(application: Doors, secured: Tls | None = None) -> "uvicorn.Server":
         ssl_certfile=secured.certificate if secured else None,
         ssl_keyfile=secured.key if secured else None,
     )
-    return uvicorn.Server(settings)
+    return Server(settings)
 
 
 @contextlib.contextmanager
@@ -138,7 +139,7 @@ def announcement(names: Sequence[Served], host: str, port: int, with_keys: bool,
 
 
 def answer(application: Doors, listening: socket.socket, secured: Tls | None = None) -> None:
-    """Answer requests until SIGTERM or SIGINT; what is being answered then is answered first."""
+    """Answer requests until SIGTERM or SIGINT; what is being answered then is answered first, unless a second signal comes."""
     running = server(application, secured)
 
     def end(*_: Any) -> None:
