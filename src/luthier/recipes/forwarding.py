@@ -117,7 +117,7 @@ def serve(wanted: Wanted, reporter: Reporter | None = None) -> None:
         listening.answer(app, open_socket, secured)
     if upstream.why_ended:
         raise upstream.why_ended
-    reporter.say(f"ended with {server.in_flight} requests unanswered" if server.in_flight else "ended; every request was answered")
+    reporter.say(listening.farewell(server.in_flight))
 
 
 def _documents(index: Path, plan: Plan, upstream: Upstream, engine: str, left: ExitStack) -> dict[str, Any]:

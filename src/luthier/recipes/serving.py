@@ -72,20 +72,15 @@ def serve(wanted: Wanted, reporter: Reporter | None = None) -> None:
     if wanted.index is not None:
         read_facts(wanted.index)  # what is wrong with it is told before the model is loaded
     allowed, secured = listening.allowed_keys(wanted.host, wanted.keys), listening.tls(wanted.tls_certificate, wanted.tls_key)
-    open_socket = listening.listen(wanted.host, wanted.port)
-    try:
+    with listening.listen(wanted.host, wanted.port) as open_socket:
         opened = _open(wanted, reporter)
         app: Any = application(wanted, opened, allowed)
-    except BaseException:
-        open_socket.close()
-        raise
-    port = open_socket.getsockname()[1]
-    for line in listening.announcement([opened.base, *(one for one, _ in opened.adapters)], wanted.host, port, bool(allowed.keys), secured):
-        reporter.say(line)
-    listening.log_to_standard_error()
-    listening.answer(app, open_socket, secured)
-    left = app.app.state.server.answering.in_flight
-    reporter.say(f"ended with {left} requests unanswered" if left else "ended; every request was answered")
+        port = open_socket.getsockname()[1]
+        for line in listening.announcement([opened.base, *(one for one, _ in opened.adapters)], wanted.host, port, bool(allowed.keys), secured):
+            reporter.say(line)
+        listening.log_to_standard_error()
+        listening.answer(app, open_socket, secured)
+    reporter.say(listening.farewell(app.app.state.server.answering.in_flight))
 
 
 @contextmanager

@@ -138,6 +138,11 @@ def announcement(names: Sequence[Served], host: str, port: int, with_keys: bool,
     return [*lines, f"serving on {address} (Ctrl-C ends it after what is being answered)"]
 
 
+def farewell(unanswered: int) -> str:
+    """What is said once the server has ended."""
+    return f"ended with {unanswered} requests unanswered" if unanswered else "ended; every request was answered"
+
+
 def answer(application: Doors, listening: socket.socket, secured: Tls | None = None) -> None:
     """Answer requests until SIGTERM or SIGINT; what is being answered then is answered first, unless a second signal comes."""
     running = server(application, secured)
