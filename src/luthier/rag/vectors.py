@@ -46,13 +46,14 @@ class Plain:
 
 @dataclass(frozen=True, slots=True)
 class Lance:
-    """A LanceDB table with an index of clusters (IVF); the nearest clusters are compared."""
+    """A LanceDB table with an index of clusters (IVF); the nearest `probes` of them are compared."""
 
     table: Any
+    probes: int
 
     def nearest(self, question: Matrix, most: int) -> tuple[NDArray[np.int64], Matrix]:
         """The nearest rows, nearly exactly."""
-        found = self.table.search(question).distance_type("cosine").nprobes(40).refine_factor(4).limit(most).to_arrow()
+        found = self.table.search(question).distance_type("cosine").nprobes(self.probes).refine_factor(4).limit(most).to_arrow()
         return found["row"].to_numpy().astype(np.int64), (1 - found["_distance"].to_numpy()).astype(np.float32)
 
     def rows(self, start: int, stop: int) -> Matrix:
@@ -108,12 +109,17 @@ def write_lance(folder: Path, count: int, dimensions: int, pieces: Callable[[], 
     if count > MOST_PLAIN:  # fewer are compared one by one in no time
         from lancedb.index import IvfFlat
 
-        table.create_index("vector", config=IvfFlat(distance_type="cosine", num_partitions=max(1, int(count**0.5))))
+        table.create_index("vector", config=IvfFlat(distance_type="cosine", num_partitions=_clusters(count)))
 
 
 def open_lance(folder: Path) -> Vectors:
     """The table that `write_lance` wrote. Raises CallError where the package is missing."""
-    return Lance(_lancedb().connect(str(folder / "vectors.lance")).open_table("vectors"))
+    table = _lancedb().connect(str(folder / "vectors.lance")).open_table("vectors")
+    return Lance(table, -(-_clusters(table.count_rows()) // 2))
+
+
+def _clusters(count: int) -> int:
+    return max(1, int(count**0.5))
 
 
 def _lancedb() -> Any:
