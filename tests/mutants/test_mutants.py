@@ -40,6 +40,12 @@ def test_a_patch_says_what_it_breaks_fits_the_code_and_names_tests_that_exist(pa
         assert not name or f"def {name.partition('[')[0]}(" in (mutants.ROOT / file).read_text(encoding="utf-8")
 
 
+def test_the_list_of_the_docs_names_each_with_what_it_breaks() -> None:
+    listed = re.findall(r"^\| (\w+) \| (.+) \| \S.* \|$", (mutants.ROOT / "docs" / "mutants.md").read_text(encoding="utf-8"), re.MULTILINE)[1:]
+    assert [name for name, _ in listed] == [patch.stem for patch in PATCHES]
+    assert [breaks for _, breaks in listed] == [mutants.read(patch).breaks for patch in PATCHES]
+
+
 def test_every_mutant_has_its_turn_within_three_days() -> None:
     every = [mutants.Mutant(str(number), "", [], Path(), []) for number in range(50)]
     days = [mutants.third_of(every, day) for day in (738_000, 738_001, 738_002)]
