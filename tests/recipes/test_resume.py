@@ -110,6 +110,22 @@ def test_the_newest_stopped_run_of_a_file_goes_on_and_is_the_straight_one(config
         training.newest_stopped(config)
 
 
+def test_a_run_that_was_killed_before_its_report_gets_it_and_keeps_nothing_half(config: Config) -> None:
+    run = training.fit(config)
+    trained, report = weights_of(run), run.report.read_text(encoding="utf-8")
+    run.report.unlink()
+    nobody = subprocess.Popen(["true"])
+    nobody.wait()
+    half = run.path / f".findings.json.{nobody.pid}@{files._host()}.tmp"
+    half.write_text("{", encoding="utf-8")
+    reporter = Listener()
+    assert training.fit(config, reporter, resume=run) == run
+    assert "trained to its end already; its report is written" in reporter.lines[-1]
+    assert run.report.read_text(encoding="utf-8")[:200] == report[:200]
+    assert weights_of(run) == trained
+    assert not half.exists()
+
+
 def test_a_file_without_a_stopped_run_is_told(config: Config) -> None:
     with pytest.raises(CallError, match=r"luthier\.yaml: no run of it was stopped in .*runs"):
         training.newest_stopped(config)
