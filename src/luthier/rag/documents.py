@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
 from luthier.config.data import SourceSettings
 from luthier.data.read.places import readable, regular, shown
 from luthier.data.read.rows import rows_of
@@ -139,12 +142,10 @@ def _markdown(file: File, told: Told) -> list[Part]:
 
 def _without_front_matter(text: str) -> tuple[str, str]:
     """A text with blank lines for its YAML front matter, and the title that this gives."""
-    import yaml
-
     found = FRONT_MATTER.match(text)
     try:
-        facts = yaml.safe_load(found[1]) if found else None
-    except (yaml.YAMLError, ValueError):
+        facts = YAML(typ="safe", pure=True).load(found[1]) if found else None
+    except (YAMLError, ValueError):
         facts = None
     if found is None or not isinstance(facts, dict):  # two lines of dashes around a text
         return text, ""
