@@ -263,6 +263,8 @@ WITHOUT_EFFECT = {
     "training: {share_prefixes: true}\nlora: {lora_dropout: 0.1}": "nothing is shared beside lora_dropout",
     "preference: {loss_type: ipo, label_smoothing: 0.1}\nobjective: dpo": "preference.label_smoothing has no effect with loss_type: ipo",
     "wrapping: fsdp": "wrapping: fsdp has no effect with devices: 1 and nodes: 1",
+    "sequence_parallel: 2\ndevices: 3": "devices: 3 cannot be cut into teams of sequence_parallel: 2",
+    "sequence_parallel: 2": "devices: 1 cannot be cut into teams of sequence_parallel: 2",
     "launch: {head: a}": "launch.head has no effect with nodes: 1",
     "devices: 2\ndevice: mps": "mps is one device",
     "nodes: 4:1": "nodes is '4:1': should be a valid integer or '4:1' is not MIN:MAX",
@@ -302,6 +304,21 @@ def test_what_is_of_use_together_is_not_refused(load: Any) -> None:
     load("training: {save_strategy: 'no', save_minutes: 5, save_total_limit: 1, async_save: false}\n")
     best = "load_best_model_at_end: true, keep_best: 2, metric_for_best_model: rewards/margins, greater_is_better: true"
     load(f"objective: dpo\ntraining: {{{best}}}\nevaluation: {{every_steps: 5}}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    {
+        "objective: dpo": "sequence_parallel: 2 is for objective: sft, and not for dpo",
+        "method: prefix": "method: prefix puts virtual tokens before every row",
+        "training: {attn_implementation: sdpa}": "attn_implementation: sdpa runs each row by itself",
+        "training: {cache_frozen_layers: true}": "cache_frozen_layers keeps whole rows",
+    }.items(),
+)
+def test_what_ranks_that_share_the_tokens_cannot_do_is_refused(refuse: Any, text: str, said: str) -> None:
+    error = refuse(f"sequence_parallel: 2\ndevices: 4\n{text}\n")
+    assert said in error.problem
+    assert (error.where, "sequence_parallel: 1" in error.next_step) == ("luthier.yaml:3", True)
 
 
 WORDS = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1).map(str.strip).filter(lambda text: text and not text.endswith("%"))
@@ -420,7 +437,7 @@ VALUES = {
 }
 # Allowed beside some values of others only: each stands in a test of its own.
 CONDITIONAL = {"data.loss_on", "training.warmup_steps", "training.save_steps", "training.save_total_limit"}
-CONDITIONAL |= {"wrapping", "device_map", "launch.head"}
+CONDITIONAL |= {"wrapping", "sequence_parallel", "device_map", "launch.head"}
 # Which checkpoint is the best is measured, and data.eval may be null here.
 CONDITIONAL |= {"evaluation.in_loop_rows", "evaluation.general", "evaluation.drift_weight", "data.replay", "data.replay_from"}
 CONDITIONAL |= {"evaluation.early_stopping_patience", "evaluation.early_stopping_threshold"}

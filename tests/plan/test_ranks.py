@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from luthier.config.settings import Settings
+from luthier.errors import ConfigError
 from luthier.models.facts import ModelFacts
 from luthier.plan import choose, cost, elsewhere, ranks, scaling, wishes
 from luthier.plan.cost import DataShape
@@ -47,6 +48,30 @@ def test_what_two_ranks_send_is_what_was_counted_on_a_wire() -> None:
     assert ddp.inside == pytest.approx(1.31e6, rel=0.01)
     assert ranks.traffic("fsdp", Group(2, 1), trained, 2 * weights, 4, 1).inside == pytest.approx(87.9e6, rel=0.05)
     assert ranks.traffic("fsdp", Group(2, 1), trained, 4 * weights, 4, 1).inside == pytest.approx(172.8e6, rel=0.05)
+
+
+def test_devices_that_share_the_tokens_hold_their_part_of_a_long_row_and_send_what_attention_needs(smollm2: ModelFacts, h100: Machine) -> None:
+    long = replace(ROWS, longest=8192)
+    told = {"training": {"micro_batch_tokens": 8192, "gradient_checkpointing": "off"}, "data": {"train": "t", "max_length": 8192}, "devices": 8}
+    alone, shared = (
+        choose.resolve(settings(**told, sequence_parallel=size), replace(smollm2, heads=8, kv_heads=4), h100, long).settings for size in (1, 4)
+    )
+    facts = replace(smollm2, heads=8, kv_heads=4)
+    parts = [cost.memory_parts(each, facts, h100, long) for each in (alone, shared)]
+    assert parts[1]["activations"] == pytest.approx(parts[0]["activations"] / 4, rel=0.01)
+    assert parts[1]["weights"] == parts[0]["weights"]
+    sent = [scaling.traffic_of(each, facts, h100, long) for each in (alone, shared)]
+    # Of 64 rows of 500 tokens each device has 4,000; 3 of 4 of their numbers go to others, 2 bytes each, forward and backward.
+    assert sent[1].inside - sent[0].inside == 2 * 3 * 4000 * 2 * (8 + 4) * facts.head_dim * facts.layers * 2 // 4
+    assert (ranks.at_work(alone, h100), ranks.at_work(shared, h100)) == (8, 8)
+    few = [cost.changed(each, {"training.batch_size": 2}) for each in (alone, shared)]
+    assert [ranks.at_work(each, h100) for each in few] == [2, 8], "two rows are the work of two teams of four"
+
+
+def test_heads_that_cannot_be_dealt_out_are_refused(smollm2: ModelFacts, h100: Machine) -> None:
+    with pytest.raises(ConfigError, match="the 9 heads and 3 key heads of this model cannot be dealt to 2 ranks") as refused:
+        choose.resolve(settings(devices=2, sequence_parallel=2), smollm2, h100, ROWS)
+    assert (refused.value.where, refused.value.next_step) == ("sequence_parallel", "sequence_parallel: 1 or 3")
 
 
 def test_hsdp_sends_between_hosts_only_its_part_of_what_is_trained() -> None:

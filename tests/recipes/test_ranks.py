@@ -106,6 +106,8 @@ def trained(project: Project) -> Callable[[str], RunFolder]:
             "cases": [
                 project.case("ddp", *two),
                 project.case("ddp, dropping", "lora.lora_dropout=0.2", *two),
+                project.case("sharing tokens", *two, "sequence_parallel=2"),
+                project.case("sharing tokens, dropping", *two, "sequence_parallel=2", "lora.lora_dropout=0.2"),
                 project.case("fsdp", "devices=2", "wrapping=fsdp", *LORA),
             ],
         },
@@ -122,6 +124,12 @@ def test_dropout_is_drawn_for_the_row_and_not_for_the_rank(trained: Callable[[st
     require_same(trained("one, dropping"), trained("ddp, dropping"))
     losses = [[row["loss"] for row in trained(name).read_metrics("train")] for name in ("one", "one, dropping")]
     assert losses[0] != pytest.approx(losses[1], rel=1e-3), "nothing was dropped: the comparison would show nothing"
+
+
+def test_ranks_that_share_the_tokens_train_what_one_process_trains(trained: Callable[[str], RunFolder]) -> None:
+    require_same(trained("one"), trained("sharing tokens"))
+    require_same(trained("one, dropping"), trained("sharing tokens, dropping"))
+    assert "2 ranks train together (ddp, 2 share each micro-batch)" in trained("sharing tokens").log.read_text()
 
 
 def test_ranks_that_share_the_weights_train_what_one_process_trains(trained: Callable[[str], RunFolder]) -> None:
@@ -185,6 +193,35 @@ def test_every_kind_of_run_is_the_same_on_two_ranks(project: Project) -> None:
             except AssertionError as error:
                 differing[f"{kind}, {name}"] = str(error)[:600]
     assert not differing, json.dumps(differing, indent=1)
+
+
+# Of these the ranks of a team share each micro-batch.
+SHARED_TOKENS: dict[str, tuple[str, ...]] = {
+    # name                  settings
+    "full, cut small":      ("method=full", "training.learning_rate=1e-3", "training.micro_batch_tokens=64"),
+    "recomputing":          ("training.gradient_checkpointing=full", "lora.lora_dropout=0.2", *LORA),
+    "few rows, noisy":      ("training.batch_size=1", "training.neftune_noise_alpha=5", *LORA),
+    "fsdp":                 ("wrapping=fsdp", *LORA),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_every_kind_of_run_is_the_same_where_ranks_share_the_tokens(project: Project) -> None:
+    two = ("devices=2", "sequence_parallel=2")
+    chain, four = ("shared chain", *LORA), ("devices=4", "sequence_parallel=2")
+    alone = {name: tuple(one for one in given if one != "wrapping=fsdp") for name, given in SHARED_TOKENS.items()}
+    project.run(
+        {"ranks": 1, "cases": [project.case(f"whole, {name}", *given) for name, given in alone.items()]},
+        {"ranks": 2, "cases": [project.case(f"shared, {name}", *given, *two) for name, given in SHARED_TOKENS.items()]},
+        {"ranks": 4, "cases": [project.case(*chain, *four, stop_at=2)]},
+        {"ranks": 1, "cases": [project.case(*chain)]},
+    )
+    for name in SHARED_TOKENS:
+        require_same(project.of(f"whole, {name}"), project.of(f"shared, {name}"))
+    require_same(project.of("whole, fsdp"), project.of("shared chain"))
+    said = project.of("shared chain").log.read_text()
+    assert "4 ranks train together (ddp, 2 share each micro-batch)" in said
+    assert "sequence_parallel was 2 and is now 1 (harmless" in said
 
 
 @pytest.mark.slow

@@ -22,12 +22,32 @@ def clashes(settings: Settings, given: Mapping[str, str]) -> Iterator[tuple[str,
     if settings.device_map is not None and not alone:
         yield "device_map", "device_map places one model for one process, and devices or nodes ask for several", "keep one of the two"
     yield from _of_places(settings)
+    yield from _of_teams(settings)
     if settings.wrapping != "auto" and alone:
         yield "wrapping", f"wrapping: {settings.wrapping} has no effect with devices: 1 and nodes: 1", "devices: 2, or take wrapping out"
     if settings.launch.head is not None and bounds_of(settings.nodes)[1] == 1:
         yield "launch.head", "launch.head has no effect with nodes: 1", "nodes: 2, or take it out"
     if settings.device == "mps" and not alone:
         yield "devices", "mps is one device, and has no group of processes", "devices: 1, or device: cpu"
+
+
+def _of_teams(settings: Settings) -> Iterator[tuple[str, str, str]]:
+    """Devices that share each micro-batch."""
+    name, size = "sequence_parallel", settings.sequence_parallel
+    if size == 1:
+        return
+    off = "sequence_parallel: 1"
+    if settings.devices != "auto" and settings.devices % size:
+        yield name, f"devices: {settings.devices} cannot be cut into teams of sequence_parallel: {size}", f"devices: {size}, or {off}"
+    if settings.objective != "sft":
+        yield name, f"sequence_parallel: {size} is for objective: sft, and not for {settings.objective}", off
+    if settings.virtual_tokens:
+        yield name, f"method: {settings.method} puts virtual tokens before every row, which ranks cannot share", f"method: lora, or {off}"
+    if settings.training.attn_implementation != "auto":
+        asked = settings.training.attn_implementation
+        yield name, f"attn_implementation: {asked} runs each row by itself, and whole", f"attn_implementation: auto, or {off}"
+    if settings.training.cache_frozen_layers:
+        yield name, "cache_frozen_layers keeps whole rows, which no rank has", f"cache_frozen_layers: false, or {off}"
 
 
 def _of_places(settings: Settings) -> Iterator[tuple[str, str, str]]:

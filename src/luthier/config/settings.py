@@ -236,6 +236,13 @@ class Settings(Section):
         description="how several devices share the weights: ddp, each has all of them; fsdp, each has a part; hsdp, the devices of a host have "
         "a part each; auto: ddp where the weights fit one device, else fsdp, or hsdp on several hosts",
     )
+    sequence_parallel: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="devices of a host that share each micro-batch, for rows that are too long for one: each holds an equal part of its tokens "
+        "(Ulysses, docs/scaling.md); 1: none",
+    )
     launch: LaunchSettings = LaunchSettings()
     device_map: Literal["auto", "cpu"] | dict[str, str | int] | None = Field(
         None,

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from luthier.engine import dealing, orders, ranks, sharding
+from luthier.engine import dealing, orders, ranks, sequence, sharding, virtual
 from luthier.engine.draws import draw
 from luthier.engine.judged import LossOf
 from luthier.engine.optimizers import NormOf, norm_of
 from luthier.engine.sharding import Sharding
-from luthier.errors import LuthierError
+from luthier.errors import ConfigError, LuthierError
 from luthier.records import TokenizedExample, UpdateLoss
 from luthier.stopping import ENDING, Stop
 
@@ -30,13 +30,29 @@ NOTHING = UpdateLoss(0.0, 0, 0, 0)
 class Crew:
     """The ranks that train one engine together. `sharding`: how they share the weights, where no rank has all of them.
 
+    With `sequence_parallel` so many ranks are a `team`, which runs the same rows together.
     `stop` is told of a signal that any rank got: all end, or save, after the same update.
     """
 
     quadratic_tokens: int
     sharding: Sharding | None = None
+    sequence_parallel: int = 1
+    team: ranks.Team | None = None
     stop: Stop = field(default_factory=Stop)
     draw: int = 0
+
+    def form_team(self) -> None:
+        """All ranks at once, before the first update."""
+        if self.sequence_parallel > 1:
+            self.team = ranks.team_of(self.sequence_parallel)
+
+    def require_fast(self, engine: Any) -> None:
+        """Raises ConfigError where ranks are to share micro-batches and the model runs row by row, or with tokens that are no row's."""
+        if self.sequence_parallel == 1:
+            return
+        if reason := engine.plain_reason or ("virtual tokens stand before every row" if virtual.tokens(engine.model) else ""):
+            problem = f"ranks cannot share the micro-batches of this model: {reason}"
+            raise ConfigError(problem, where="sequence_parallel", next_step="sequence_parallel: 1")
 
     def order(self, do: str, **content: Any) -> None:
         """Let the other ranks do what this one, where it leads, is about to do."""
@@ -97,14 +113,16 @@ class Crew:
         return here.new_tensor(math.sqrt(squares / self.sharding.replicas + float(everywhere) ** 2))
 
     def _deal(self, engine: Any, examples: list[TokenizedExample], together: Sequence[Sequence[int]] | None) -> list[int]:
-        """The places of this rank's examples."""
+        """The places of this rank's examples, which are those of its whole team."""
         if any(weight.grad is not None for weight in engine.masters.weights.values()):
             problem = "gradients of an earlier call wait, and on several ranks each update is one call"
             raise LuthierError(problem, where="engine", next_step="optimizer_step or forget_gradients first")
         engine.check_length(max(len(example.token_ids) for example in examples))
+        self.require_fast(engine)
         shared = engine.share_prefixes and not engine.plain_reason
-        dealt = dealing.deal(examples, ranks.world(), share_prefixes=shared, quadratic_tokens=self.quadratic_tokens, together=together)
-        return dealt[ranks.rank()]
+        teams = ranks.world() // self.sequence_parallel
+        dealt = dealing.deal(examples, teams, share_prefixes=shared, quadratic_tokens=self.quadratic_tokens, together=together)
+        return dealt[ranks.rank() // self.sequence_parallel]
 
     @contextmanager
     def _here(self, engine: Any, own: list[int], part: float) -> Iterator[None]:
@@ -113,7 +131,8 @@ class Crew:
         if self.sharding:
             self.sharding.alone = False
         try:
-            yield
+            with sequence.together(self.team):
+                yield
         finally:
             engine.part, engine.draws.given, engine.draws.places = 1.0, None, None
             if self.sharding:
@@ -148,7 +167,8 @@ class Crew:
         shards = set(masters.shards)
         reached = [weight for (name, weight), count in zip(masters.weights.items(), totals, strict=True) if count and name not in shards]
         ranks.add_up([masters.gradient_of(weight) for weight in reached])
-        return (loss, *map(round, tokens)), others  # type: ignore[return-value]
+        # Each rank of a team counts all tokens of its rows.
+        return (loss, *(round(count / self.sequence_parallel) for count in tokens)), others  # type: ignore[return-value]
 
     def _heed(self, wishes: list[float]) -> None:
         *signals, save_now = wishes

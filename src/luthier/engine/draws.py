@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from luthier.engine import lanes
+from luthier.engine import lanes, sequence
 
 # Shares are rounded to this many levels; what is kept is scaled by the rounded share, so the mean stays exact.
 LEVELS = 65536
@@ -38,13 +38,24 @@ class Draws:
     def row_tokens(self) -> list[int]:
         return self._at_hand.get(lanes.here(), ([], []))[1]
 
+    @property
+    def run(self) -> slice:
+        """Which of the documents' tokens are here."""
+        return sequence.run_of(sum(length for _, length in self.documents))
+
+    @property
+    def tokens(self) -> int:
+        """How many of the documents' tokens are here."""
+        run = self.run
+        return int(run.stop) - int(run.start)
+
     def begin_update(self) -> None:
         """One number from torch's generator, which the training loop seeds for every update, stands for all draws of an update."""
         self.seed = draw() if self.given is None else self.given
 
     def kept(self, module: int, width: int, p: float, device: torch.device) -> Tensor:
         """(T, width), True where the input of `module` is kept."""
-        return torch.cat([self._kept([self.seed, module, place], (tokens, width), p, device) for place, tokens in self.documents])
+        return torch.cat([self._kept([self.seed, module, place], (tokens, width), p, device) for place, tokens in self.documents])[self.run]
 
     def _kept(self, key: list[int], shape: tuple[int, int], p: float, device: torch.device) -> Tensor:
         if device.type == "cpu":
@@ -76,7 +87,7 @@ def _forward_of(module: nn.Dropout, place: int, draws: Draws) -> Callable[[Tenso
 
     def forward(x: Tensor) -> Tensor:
         tokens = x.numel() // x.shape[-1]
-        if not module.training or tokens != sum(length for _, length in draws.documents):
+        if not module.training or tokens != draws.tokens:
             output: Tensor = plain(module, x)  # a call from elsewhere, which knows no documents
             return output
         kept = draws.kept(place, x.shape[-1], module.p, x.device).view(x.shape)

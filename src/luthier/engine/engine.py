@@ -277,7 +277,7 @@ class Engine:
             self._forget_attempt(learns)
             if gathered:
                 raise shortage.beside_gradients(rows)
-            if self.crew and self.crew.sharding:
+            if self.crew and (self.crew.sharding or self.crew.team):
                 raise shortage.of_shards(rows)
             alone = bool(self.plain_reason)
             cut = partial(self.lay_out, rows, together, learns=learns)

@@ -19,11 +19,11 @@ def install(model: Any, alpha: float, draws: Draws) -> None:
         return
 
     def add(module: nn.Module, _: Any, embedded_BTD: Tensor) -> Tensor:
-        if not module.training or embedded_BTD[..., 0].numel() != sum(length for _, length in draws.documents):
+        if not module.training or embedded_BTD[..., 0].numel() != draws.tokens:
             return embedded_BTD  # a call from elsewhere, which knows no documents
         of_rows = zip(draws.documents, draws.row_tokens, strict=True)
         noise = [_noise(draws.seed, place, tokens, length, embedded_BTD, alpha) for (place, tokens), length in of_rows]
-        return embedded_BTD + torch.cat(noise).view(embedded_BTD.shape)
+        return embedded_BTD + torch.cat(noise)[draws.run].view(embedded_BTD.shape)
 
     model.get_input_embeddings().register_forward_hook(add)
 

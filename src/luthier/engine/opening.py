@@ -256,12 +256,14 @@ def device_of(settings: Settings) -> str:
 def _engine(model: Any, tokenizer: Any, settings: Settings, *, trains: bool = False) -> Engine:
     training = settings.training
     shares = trains and sharded(settings)
+    team = settings.sequence_parallel if trains else 1
     cut = sharding.shard(model, device_of(settings), hosts=settings.wrapping == "hsdp") if shares else None
+    in_step = shares or team > 1  # each pass is one of several ranks
     engine = Engine(
         model,
         tokenizer,
-        share_prefixes=training.share_prefixes and not shares,  # each pass is one of all ranks
-        side_by_side=training.side_by_side and settings.max_memory is None and settings.device_map is None and not shares,  # a quarter more memory
+        share_prefixes=training.share_prefixes and not in_step,
+        side_by_side=training.side_by_side and settings.max_memory is None and settings.device_map is None and not in_step,  # a quarter more memory
         micro_batch_tokens=int(training.micro_batch_tokens),  # resolved
         adam={"betas": (training.adam_beta1, training.adam_beta2), "eps": training.adam_epsilon, "weight_decay": training.weight_decay},
         max_grad_norm=training.max_grad_norm,
@@ -276,10 +278,12 @@ def _engine(model: Any, tokenizer: Any, settings: Settings, *, trains: bool = Fa
     if trains:
         engine.require_optimizer()
     if trains and ranks.world() > 1:
-        engine.crew = Crew(QUADRATIC_WIDTHS * int(update.causal_model(model).config.get_text_config().hidden_size), cut)
+        engine.crew = Crew(QUADRATIC_WIDTHS * int(update.causal_model(model).config.get_text_config().hidden_size), cut, team)
     if cut:
         cut.lend_to_leader(model)
-        engine.notes.append("sharded weights: rows share no beginnings, and micro-batches run one after the other")
+    if in_step:
+        why = "sharded weights" if shares else f"sequence_parallel: {team}"
+        engine.notes.append(f"{why}: rows share no beginnings, and micro-batches run one after the other")
     return engine
 
 

@@ -9,8 +9,9 @@ from itertools import groupby
 
 from torch import Tensor
 
-from luthier.engine import determinism, probe, varlen
+from luthier.engine import determinism, probe, sequence, varlen
 from luthier.engine.blocks import Group, Rule, attend
+from luthier.engine.ranks import Team
 
 # Documents of one batched product may differ in length by this factor; more would be padding by another name.
 LENGTH_SPREAD = 0.7
@@ -41,6 +42,7 @@ class Packed:
     `kernel` is an attention for variable lengths; without one, the device's own is used where it has one.
     `before` virtual tokens stand before every row, which shift all positions.
     `rows[i]` are all token ids of the row that document i is a part of, and where in it the document begins.
+    With a `team` only this rank's run of the tokens is here (sequence.py).
     """
 
     lengths: list[int]
@@ -52,6 +54,7 @@ class Packed:
     rows: Sequence[tuple[list[int], int]] = ()
     bottom: Bottom | None = None
     kernel: varlen.Product | None = None
+    team: Team | None = None
     groups: list[Group] = field(init=False)
     parts: list[int] = field(init=False)
     _places: varlen.Places | None = None
@@ -69,6 +72,12 @@ class Packed:
     def attend(self, layer: int, q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, rule: Rule) -> Tensor:
         """Attention of all documents: (T, H, D)."""
         q, k, v = (tensor.transpose(0, 1) for tensor in (q_HTD, k_KTD, v_KTD))
+        if self.team is None:
+            return self._attend(layer, q, k, v, rule)
+        q, k, v = sequence.to_heads(self.team, q, k, v)
+        return sequence.to_tokens(self.team, self._attend(layer, q, k, v, rule))
+
+    def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
         if self.record:
             self.recorded[layer] = (k, v)
         leaves = [self.pool[part][layer] for part in self.parts]

@@ -42,6 +42,15 @@ class _Group:
     summed_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Team:
+    """Ranks that share each micro-batch (engine/sequence.py): how many, and which of them this one is."""
+
+    size: int
+    place: int
+    group: Any
+
+
 _group: _Group | None = None
 
 
@@ -216,6 +225,27 @@ def take_over(tensors: Sequence[Tensor]) -> None:
     if _group is not None:
         for tensor in tensors:
             dist.broadcast(tensor.detach(), 0)
+
+
+def team_of(size: int) -> Team:
+    """The team of this rank, where ranks that follow each other are teams of so many. Every rank of the group calls this at once."""
+    group = _joined()
+    for first in range(0, group.world, size):
+        made = dist.new_group(list(range(first, first + size)), timeout=group.limit)
+        if first <= group.rank < first + size:
+            found = Team(size, group.rank - first, made)
+    return found
+
+
+@torch.no_grad()
+def swap(team: Team, tensor: Tensor) -> Tensor:
+    """Give piece i of `tensor`, along its first dimension, to the team's rank i. What came from each, in the same order."""
+    received = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    try:
+        dist.all_to_all_single(received, tensor.contiguous(), group=team.group)
+    except RuntimeError as error:
+        raise _not_met(_joined()) from error
+    return received
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -50,9 +50,9 @@ def beside_gradients(rows: Sequence[TokenizedExample]) -> OutOfMemory:
 
 
 def of_shards(rows: Sequence[TokenizedExample]) -> OutOfMemory:
-    """Ranks that share the weights run in step: one of them cannot try again by itself."""
+    """Ranks that share weights or micro-batches run in step: one of them cannot try again by itself."""
     return OutOfMemory(
-        "the memory of a rank is not enough, and ranks that share the weights cannot try again in smaller pieces",
+        "the memory of a rank is not enough, and ranks that share weights or micro-batches cannot try again in smaller pieces",
         where=named([row.source for row in rows]),
         next_step="a smaller training.micro_batch_tokens, gradient_checkpointing: full, or more devices",
     )

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from luthier.engine import virtual
+from luthier.engine import sequence, virtual
 from luthier.engine.batches import Document, Step
 from luthier.engine.draws import Draws
 from luthier.engine.head import Head
@@ -84,6 +84,7 @@ def run_step(
     passes, pool = run_prefixes(model, step)
 
     def run(documents: list[Document], pool: Pool, backward: Backward) -> Part:
+        documents = sequence.shared(documents)
         drawn.begin_micro_batch([(one.place, len(one.inputs)) for one in documents], [len(one.token_ids) for one in documents])
         return learn(documents, pool, backward)
 
@@ -203,7 +204,7 @@ def _layout(documents: list[Document], pool: Pool, record: bool = False) -> Pack
     root = (virtual.ROOT,) if virtual.ROOT in pool else ()
     before = len(pool[virtual.ROOT][0][0]) if root else 0
     paths = [(*root, *one.path) for one in documents]
-    return Packed([len(one.inputs) for one in documents], paths, pool, record=record, before=before, rows=rows)
+    return Packed([len(one.inputs) for one in documents], paths, pool, record=record, before=before, rows=rows, team=sequence.team())
 
 
 def micro_batch_losses(model: Any, head: Head, documents: list[Document], pool: Pool) -> tuple[Tensor, Tensor]:
@@ -216,7 +217,7 @@ def micro_batch_losses(model: Any, head: Head, documents: list[Document], pool: 
 def trained_rows(model: Any, documents: list[Document], pool: Pool) -> tuple[Tensor, Tensor]:
     """The hidden states that have to predict a trained token, (N, D), and these tokens, (N,), a document after the other."""
     hidden_TD = run_packed(model, documents, _layout(documents, pool))
-    rows, targets, start = [], [], 0
+    rows, targets, start = [], [], -sequence.run_of(sum(len(one.inputs) for one in documents)).start
     for document in documents:
         rows += [start + row for row in document.rows]
         targets += document.targets
@@ -237,7 +238,8 @@ def run_packed(model: Any, documents: list[Document], layout: Packed) -> Tensor:
     device = device_of(model)
     token_ids = [token for document in documents for token in document.inputs]
     positions = [layout.before + document.first_position + place for document in documents for place in range(len(document.inputs))]
-    return run(model, to_device([token_ids], device), to_device([positions], device), layout)[0]
+    here = sequence.run_of(len(token_ids)) if layout.team else slice(None)
+    return run(model, to_device([token_ids[here]], device), to_device([positions[here]], device), layout)[0]
 
 
 def run(model: Any, tokens: Tensor, positions_BL: Tensor, layout: Any) -> Tensor:

@@ -106,6 +106,7 @@ def resolve(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataS
     check_layers(settings.lora.layers_to_transform, facts.layers, "lora.layers_to_transform")
     check_layers(settings.freeze.numbers(), facts.layers, "freeze.layers")
     limits.check_rank(settings, facts)
+    limits.check_heads(settings, facts)
     resolved, filled = _filled(settings, facts, machine, rows)
     resolved += device_choices(filled, facts, machine, rows)
     filled = _fill(settings, resolved)

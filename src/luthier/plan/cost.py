@@ -64,13 +64,14 @@ def micro_batch_of(settings: Settings, rows: DataShape) -> int:
 
 
 def shared_prefix_of(settings: Settings, rows: DataShape) -> int:
-    """Tokens that are really shared: dropout and noise are drawn for each example, so nothing is shared beside them.
+    """Tokens that are really shared: dropout and noise are drawn for each example, so nothing is shared beside them; nor by a team of ranks.
 
     (Dropout in the encoder of virtual tokens is drawn once an update, for all rows.)
     """
     of_peft = any(value for name, value in settings.peft.items() if name.endswith("dropout") and name != "encoder_dropout")
     drawn = settings.lora.numbers[2] or settings.training.neftune_noise_alpha or of_peft
-    return rows.shared_prefix_tokens if settings.training.share_prefixes and not drawn else 0
+    shares = settings.training.share_prefixes and not drawn and settings.sequence_parallel == 1
+    return rows.shared_prefix_tokens if shares else 0
 
 
 def memory_parts(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape) -> dict[str, int]:
@@ -78,7 +79,8 @@ def memory_parts(settings: Settings, facts: ModelFacts, machine: Machine, rows: 
     be filled."""
     training = settings.training
     recomputed = "off" if training.gradient_checkpointing == "auto" else training.gradient_checkpointing
-    passing = (training.precision, micro_batch_of(settings, rows), _usual_row(settings, rows), shared_prefix_of(settings, rows))
+    at_once = math.ceil(micro_batch_of(settings, rows) / settings.sequence_parallel)
+    passing = (training.precision, at_once, _usual_row(settings, rows), shared_prefix_of(settings, rows))
     keeps_attention = machine.device != "cuda" or machine.attention == "blocks"
     trained = trained_parameters(settings, facts)
     if settings.method == "full":
@@ -121,6 +123,7 @@ def _usual_row(settings: Settings, rows: DataShape) -> int:
 def _runs_side_by_side(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape) -> bool:
     """Whether micro-batches of the worst update go through the model two at a time: as engine/lanes.py and batches.py decide it."""
     asked = settings.training.side_by_side and settings.max_memory is None and settings.method in ("lora", "dora", "qlora")
+    asked = asked and settings.sequence_parallel == 1
     at_once = micro_batch_of(settings, rows)
     rows_fit = int(settings.training.batch_size) > 1 and 2 * rows.longest <= max(int(settings.training.micro_batch_tokens), 1)
     return asked and machine.device == "cpu" and machine.cores > 1 and rows_fit and at_once >= LEAST_SIDE_BY_SIDE_TOKENS

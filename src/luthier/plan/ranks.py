@@ -52,11 +52,12 @@ def wrapping(settings: Settings, fits: Callable[[Settings], bool]) -> Resolved:
 
 
 def at_work(settings: Settings, machine: Machine) -> float:
-    """How many devices' work is done at once: an update's rows are dealt out whole, so that more devices than rows help nothing."""
+    """How many devices' work is done at once: an update's rows are dealt out whole, to a device or to a team of them, so that more than there
+    are rows help nothing."""
     group = group_of(settings)
-    count = group.hosts if machine.device == "cpu" else group.total
+    count, team = (group.hosts, 1) if machine.device == "cpu" else (group.total, settings.sequence_parallel)
     rows = settings.training.batch_size
-    return count if rows == "auto" else rows / math.ceil(rows / count)
+    return count if rows == "auto" else team * rows / math.ceil(rows * team / count)
 
 
 def parts_of_weights(settings: Settings) -> int:
@@ -107,6 +108,18 @@ def traffic(wrapping: str, group: Group, trained: int, weights_bytes: int, layer
     if wrapping == "fsdp":
         return _placed(sent, group, collectives)
     return Traffic(sent, round(2 * _of_ring(group.hosts) * gradients / shards), collectives + (group.hosts > 1))
+
+
+def swaps(settings: Settings, facts: ModelFacts, tokens: float, micro_batches: int) -> Traffic:
+    """What one device sends to its team, around the attention of every layer, for its `tokens` of an update: queries, keys and values before
+    it, one vector of all heads after it; as much backward, and again where a block is computed again."""
+    team = settings.sequence_parallel
+    if team == 1:
+        return Traffic(0, 0, 0)
+    passes = 3 if settings.training.gradient_checkpointing == "full" else 2
+    numbers = 2 * (facts.heads + facts.kv_heads) * facts.head_dim * facts.layers
+    size = passes * _of_ring(team) * tokens * numbers * memory.PRECISION_BYTES[settings.training.precision]
+    return Traffic(round(size), 0, 2 * passes * facts.layers * micro_batches)
 
 
 def _of_ring(devices: int) -> float:

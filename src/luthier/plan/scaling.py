@@ -97,7 +97,8 @@ def _like_gpus(machine: Machine) -> Machine:
 
 
 def _with(settings: Settings, group: Group, wrapping: str) -> Settings:
-    return settings.model_copy(update={"devices": group.per_host, "nodes": group.hosts, "wrapping": wrapping})
+    team = math.gcd(settings.sequence_parallel, group.per_host)
+    return settings.model_copy(update={"devices": group.per_host, "nodes": group.hosts, "wrapping": wrapping, "sequence_parallel": team})
 
 
 def _fitted(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape) -> tuple[Settings, int, bool]:
@@ -112,8 +113,11 @@ def traffic_of(settings: Settings, facts: ModelFacts, machine: Machine, rows: Da
     group = ranks.group_of(settings)
     weights = cost.memory_parts(settings.model_copy(update={"wrapping": "ddp"}), facts, machine, rows)["weights"]
     tokens = int(settings.training.batch_size) * rows.train_tokens / rows.train_rows
-    micro_batches = max(1, math.ceil(tokens / group.total / int(settings.training.micro_batch_tokens)))
-    return ranks.traffic(settings.wrapping, group, trained_parameters(settings, facts), weights, facts.layers, micro_batches)
+    here = tokens / group.total
+    micro_batches = max(1, math.ceil(here * settings.sequence_parallel / int(settings.training.micro_batch_tokens)))
+    sent = ranks.traffic(settings.wrapping, group, trained_parameters(settings, facts), weights, facts.layers, micro_batches)
+    swapped = ranks.swaps(settings, facts, here, micro_batches)
+    return Traffic(sent.inside + swapped.inside, sent.between, sent.collectives + swapped.collectives)
 
 
 def sending_seconds(sent: Traffic, group: Group, links: Links) -> float:

@@ -48,6 +48,7 @@ HARMLESS = {
     "devices":                            ROUNDING,
     "nodes":                              ROUNDING,
     "wrapping":                           ROUNDING,
+    "sequence_parallel":                  ROUNDING,
     "device_map":                         ROUNDING,
     "output_dir":                         "the run stays where it is",
     "resume":                             "says when to resume",

@@ -15,6 +15,7 @@ import torch
 from luthier.config.load import load_config
 from luthier.config.settings import Settings
 from luthier.engine import Engine, determinism, fp8, opening, orders, ranks, sharding, update
+from luthier.errors import ConfigError
 from luthier.models import find
 from luthier.reporting import Silent
 from luthier.run_folder import RunFolder
@@ -27,6 +28,9 @@ def lead(run: RunFolder, settings: Settings) -> None:
     """Let the others open the engine of `run` too. Called before the leader opens its own: sharded weights are cut by all at once."""
     if opening.sharded(settings):
         sharding.require(settings)
+    if (there := ranks.local_world()) % settings.sequence_parallel:
+        problem = f"{there} ranks of a host cannot be cut into teams of sequence_parallel: {settings.sequence_parallel}"
+        raise ConfigError(problem, where="sequence_parallel", next_step=f"devices: {settings.sequence_parallel}, or sequence_parallel: 1")
     at_once = settings.lora.init_lora_weights == "default"
     ranks.say({"do": "open", "run": str(run.path.resolve()), "wrapping": settings.wrapping, "at_once": at_once})
 
@@ -35,7 +39,9 @@ def level(engine: Engine) -> None:
     """Let all ranks begin at the leader's trained weights, and run as it does: after its engine was opened and checked."""
     if engine.crew is None:
         return
+    engine.crew.require_fast(engine)
     engine.crew.order("level", plain=engine.plain_reason, micro_batch_tokens=engine.micro_batch_tokens)
+    engine.crew.form_team()
     _take_weights(engine)
 
 
@@ -78,6 +84,8 @@ def _level(engine: Engine, order: dict[str, Any]) -> None:
     if order["plain"] and not engine.plain_reason:
         engine.go_plain(order["plain"])
     engine.micro_batch_tokens = min(engine.micro_batch_tokens, order["micro_batch_tokens"])
+    if engine.crew:
+        engine.crew.form_team()
     _take_weights(engine)
 
 

@@ -179,7 +179,7 @@ def _goes_on_as(run: RunFolder, config: Config) -> Config:
         section, _, key = name.rpartition(".")
         (tree[section] if section else tree)[key] = _placed(now[name], now_at) if name in PATHS else now[name]
     if one_process(config.settings):
-        tree["wrapping"] = "auto"  # how several ranks shared the weights is nothing to one
+        tree |= {"wrapping": "auto", "sequence_parallel": 1}  # what several ranks shared is nothing to one
     given = {name: config.given.get(name, str(config.file)) for name in changed}
     return Config(Settings.model_validate(tree), run.config, given, config.notes, says=config)
 

@@ -213,7 +213,9 @@ def start(run: RunFolder, plan: Plan, ready: Ready, reporter: Reporter, *, resum
         tell(run, reporter, engine.quantize_frozen(list(itertools.islice(prepared.held_out or prepared.train, GAP_ROWS))))
     following.level(engine)
     if engine.crew:
-        tell(run, reporter, f"{ranks.world()} ranks train together ({plan.settings.wrapping}); rank 0 is pid {os.getpid()} on {platform.node()}")
+        size = plan.settings.sequence_parallel
+        sharing = f"{plan.settings.wrapping}, {size} share each micro-batch" if size > 1 else plan.settings.wrapping
+        tell(run, reporter, f"{ranks.world()} ranks train together ({sharing}); rank 0 is pid {os.getpid()} on {platform.node()}")
     return engine
 
 
@@ -246,7 +248,8 @@ def _tell_of_start(run: RunFolder, engine: Engine, plan: Plan, ready: Ready, rep
 
 def check(run: RunFolder, engine: Engine, plan: Plan, ready: Ready, task: Task, reporter: Reporter) -> None:
     """Before the first update: what gradient checkpointing costs, and the largest update against the memory."""
-    if engine.recomputing.mode != "off":
+    # The price is an update without it on this rank alone, which a team cannot make.
+    if engine.recomputing.mode != "off" and plan.settings.sequence_parallel == 1:
         tell(run, reporter, _price_of_checkpointing(engine, ready.prepared, plan))
     _try_the_worst(run, engine, task, plan, ready, reporter)
 
@@ -398,7 +401,12 @@ def _try_the_worst(run: RunFolder, engine: Engine, task: Task, plan: Plan, ready
     training, asked = plan.settings.training, plan.settings.evaluation
     worst = [task.rows[place] for place in trial.worst_rows(task.lengths, int(training.batch_size))]
     chosen = plan.settings.model_dump(include={"objective", "method", "training", *METHODS[plan.settings.method].blocks})
-    matters = {"settings": chosen, "facts": plan.facts, "machine": plan.machine, "ranks": (ranks.world(), plan.settings.wrapping)}
+    matters = {
+        "settings": chosen,
+        "facts": plan.facts,
+        "machine": plan.machine,
+        "ranks": (ranks.world(), plan.settings.wrapping, plan.settings.sequence_parallel),
+    }
     evaluation = trial.worst_evaluation(ready.prepared.held_out, max(asked.sample_answers, asked.in_loop_rows))
     smaller = plan.next_step or f"training.micro_batch_tokens: {max(1, int(training.micro_batch_tokens) // 2)}"
     budget = engine.micro_batch_tokens
