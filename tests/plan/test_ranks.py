@@ -119,6 +119,10 @@ def test_devices_auto_are_the_gpus_of_the_host(smollm2: ModelFacts, laptop: Mach
     assert choose.resolve(settings(devices="auto"), smollm2, laptop, FEW).settings.devices == 1, "a CPU is one"
     plan = choose.resolve(settings(devices="auto"), smollm2, replace(laptop, device="cuda"), FEW)
     assert (plan.settings.devices, plan.settings.wrapping) == (3, "ddp")
+    assert choose.resolve(settings(devices="auto", sequence_parallel=3), smollm2, replace(laptop, device="cuda"), FEW).settings.devices == 3
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
+    with pytest.raises(ConfigError, match=r"this host has 2 devices, which cannot be cut into teams of sequence_parallel: 3"):
+        choose.resolve(settings(devices="auto", sequence_parallel=3), smollm2, replace(laptop, device="cuda"), FEW)
 
 
 def test_scaling_stops_where_an_update_has_no_more_rows(smollm2: ModelFacts, h100: Machine) -> None:

@@ -110,6 +110,7 @@ def resolve(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataS
     resolved, filled = _filled(settings, facts, machine, rows)
     resolved += device_choices(filled, facts, machine, rows)
     filled = _fill(settings, resolved)
+    limits.check_team(filled)
     resolved += memory_choices(filled, facts, machine, rows)
     filled = _fill(settings, resolved)
     if settings.training.compile == "auto":

@@ -37,6 +37,14 @@ def check_heads(settings: Settings, facts: ModelFacts) -> None:
         )
 
 
+def check_team(settings: Settings) -> None:
+    """Raises ConfigError where `devices: auto` turned out as a number that cannot be cut into teams."""
+    team, devices = settings.sequence_parallel, int(settings.devices)
+    if devices % team:
+        problem = f"this host has {devices} devices, which cannot be cut into teams of sequence_parallel: {team}"
+        raise ConfigError(problem, where="sequence_parallel", next_step=f"a host with {team}, or sequence_parallel: 1")
+
+
 def check_max_length(settings: Settings, facts: ModelFacts) -> None:
     """Raises ConfigError where data.max_length asks for more than the model can read."""
     asked, room = settings.data.max_length, room_for_rows(settings, facts)
