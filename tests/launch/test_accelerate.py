@@ -1,6 +1,9 @@
 """`accelerate launch scripts/train.py`: what its file and variables say becomes ours, where luthier.yaml does not say it itself."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,9 @@ from luthier.config.load import load_config
 from luthier.errors import ConfigError
 from luthier.launch import accelerate, starting, worker
 from luthier.launch.accelerate import Asked
+from luthier.plan.machine import store_machine
+from luthier.records import Machine
+from luthier.run_folder import list_runs
 
 FILE = """compute_environment: LOCAL_MACHINE
 distributed_type: MULTI_CPU
@@ -77,3 +83,27 @@ def test_ranks_that_torchrun_started_by_itself_are_the_devices_of_the_run(tmp_pa
     file.write_text("model: m\ndata: {train: r.jsonl}\ndevice: cpu\ndevice_map: auto\n")
     with pytest.raises(ConfigError, match="device_map"):
         worker._config(asked)
+
+
+@pytest.mark.slow
+def test_accelerate_launch_starts_as_many_ranks_as_its_file_says(tmp_path: Path, tiny_model: Path) -> None:
+    home = tmp_path / "home"
+    store_machine(home, Machine("cpu", "a small machine", 2, 8_000_000_000, 10.0, 40.0))
+    rows = [{"prompt": f"{number} Pierce Rd ->", "completion": f" Itasca {number}"} for number in range(16)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = tmp_path / "luthier.yaml"
+    file.write_text(
+        f"model: {tiny_model}\ndata: {{train: rows.jsonl, eval: null}}\ndevice: cpu\n"
+        "training: {max_steps: 2, batch_size: 4, learning_rate: 1e-3, precision: fp32}\n"
+    )
+    (tmp_path / "accelerate").mkdir()
+    (tmp_path / "accelerate" / "default_config.yaml").write_text(FILE.replace("num_machines: 2", "num_machines: 1").replace("6", "2"))
+    script = Path(__file__).parents[2] / "scripts" / "train.py"
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "LUTHIER_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", str(script), str(file)]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "2 ranks train together (ddp)" in ended.stdout + ended.stderr
+    (run,) = list_runs(tmp_path / "runs")
+    assert [row["step"] for row in run.read_metrics("train")][-1] == 2
+    assert (run.adapter / "adapter_model.safetensors").is_file()

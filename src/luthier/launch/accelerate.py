@@ -57,7 +57,7 @@ def read(file: Path) -> Asked:
 
 def settings_of(asked: Asked, config: Config) -> list[str]:
     """Overrides that luthier.yaml leaves to accelerate."""
-    wanted = {"devices": asked.processes, "nodes": asked.hosts, "launch.head": asked.head or None}
+    wanted = {"devices": asked.processes, "nodes": asked.hosts, "launch.head": asked.head if asked.head and asked.hosts > 1 else None}
     return [f"{name}={value}" for name, value in wanted.items() if name not in config.given and value not in (1, None)]
 
 
