@@ -137,6 +137,15 @@ def test_with_a_key_it_answers_nobody_else_on_the_machine(model: Path) -> None:
             running.answer([[5, 6]], 1)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_reaches_all_programs_of_a_terminal_or_service_does_not_end_it(served: LlamaCpp, number: int) -> None:
+    assert served._process
+    os.kill(served._process.pid, number)
+    time.sleep(0.3)
+    assert served.running
+    assert served.answer([[5, 6]], 1)
+
+
 def test_a_file_that_is_cut_never_reaches_it(model: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(model.read_bytes()[:-5000])

@@ -11,6 +11,7 @@ import http.client
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -247,6 +248,8 @@ def _serve(asked: dict[str, Any], speak: IO[str]) -> None:
 
 
 if __name__ == "__main__":
+    for _number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(_number, signal.SIG_IGN)  # a Ctrl-C in the terminal reaches all; who started us says when to end
     # What C code prints goes where the log goes: the first pipe is ours.
     _speak = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
