@@ -178,6 +178,17 @@ def test_callers_end_with_their_work() -> None:
     assert not any(thread.is_alive() for thread in ours)
 
 
+def test_questions_that_nobody_waits_for_are_not_asked() -> None:
+    with canned(lambda number, body: Canned(said("hi").body, delay_s=0.05)) as server:
+        with Callers(Endpoint(server.address), 1) as callers:
+            for _ in range(6):
+                callers.send(QUESTION)
+            while not callers.next_reply():
+                pass
+        time.sleep(0.3)
+        assert len(server.asked) <= 3
+
+
 def test_after_a_stop_nothing_is_sent() -> None:
     with canned(in_turn([said("hi")])) as server:
         asking = Endpoint(server.address)

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -266,6 +267,9 @@ class Callers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with suppress(queue.Empty):
+            while True:
+                self._questions.get_nowait()  # nobody waits for its answer any more
         for _thread in range(self.concurrency):
             self._questions.put(None)
 
