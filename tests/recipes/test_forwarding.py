@@ -50,6 +50,18 @@ def test_an_export_that_was_put_aside_is_never_taken_and_a_hidden_folder_above_i
     assert forwarding._gguf(str(run), "model") == run / "gguf-f16" / "model.gguf"
 
 
+def test_a_file_that_is_no_contract_is_named(tmp_path: Path) -> None:
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (tmp_path / "contract.json").write_text('{"abi": []}', encoding="utf-8")  # of another program
+    assert "is no contract of a run (without golden, " in refused(tmp_path / "model.gguf", "--engine", "gguf")
+
+
 def test_what_has_no_contract_is_said_to_be_unchecked() -> None:
     from luthier.recipes import forwarding
     from luthier.reporting import Silent

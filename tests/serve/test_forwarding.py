@@ -17,7 +17,9 @@ from stand_in import STOP_ID, StandIn, answer_to
 
 from luthier.errors import CallError, MachineError
 from luthier.rag import embedding, indexing
+from luthier.rag.finding import open_finder
 from luthier.rag.grounding import NOT_THERE
+from luthier.rag.index import open_index
 from luthier.rag.splitting import Split
 from luthier.recipes import forwarding as recipe
 from luthier.serve import forwarding, keys, upstream
@@ -317,7 +319,8 @@ def grounded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
     indexing.build([("docs", folder / "docs")], folder / "index", embedding.embedder_of("wordllama"), Split())
     with stand() as found, contextlib.ExitStack() as left:
         plan = recipe.Plan({}, {}, lambda: found.server.upstream.there(), ["<|im_start|>"], 2_000)
-        for name, value in recipe._documents(folder / "index", plan, found.server.upstream, "vllm", left).items():
+        finder = open_finder(open_index(folder / "index"))
+        for name, value in recipe._documents(finder, plan, found.server.upstream, "vllm", left).items():
             setattr(found.server, name, value)
         # The path of the embedder is made with the application.
         app = forwarding.application(found.server, keys.Keys([]), frozenset({"127.0.0.1"}))

@@ -9,6 +9,7 @@ import pytest
 from luthier.engine.by_row import RowAdapter
 from luthier.errors import ModelError, RunError
 from luthier.models.adapters import CONFIG, WEIGHTS
+from luthier.serve import registry as registry_module
 from luthier.serve.faults import Fault
 from luthier.serve.registry import Registry, Served
 
@@ -94,6 +95,15 @@ def test_a_contract_beside_an_adapter_is_checked_and_its_system_message_belongs_
     assert registry.served("one").system == "Speak as trained."  # what is loaded goes on, with its own
     with pytest.raises(Fault, match="would now stop at nothing"):
         registry.load("one", anew=True)
+
+
+def test_a_contract_that_was_just_copied_is_perhaps_not_whole(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_module, "SETTLED_S", 0.2)
+    folder = write(tmp_path / "one", "first")
+    time.sleep(0.3)
+    assert not registry.just_changed("one")
+    (folder / "contract.json").write_text("{")
+    assert registry.just_changed("one")
 
 
 def test_what_is_removed_while_it_is_loaded_keeps_serving_until_it_is_unloaded(registry: Registry, tmp_path: Path) -> None:

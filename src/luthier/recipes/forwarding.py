@@ -16,9 +16,9 @@ from luthier.config.load import load_config
 from luthier.engine import opening
 from luthier.errors import CallError, MachineError, ModelError, RunError
 from luthier.models import adapters, control_tokens, facts, find, gguf_file, lora, weights
-from luthier.rag.finding import open_finder
+from luthier.rag.finding import Finder, open_finder
 from luthier.rag.grounding import NOT_THERE, Grounder, Grounding, Reading
-from luthier.rag.index import open_index, read_facts
+from luthier.rag.index import open_index
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder, is_run, open_run
 from luthier.serve import contract as promises
@@ -85,8 +85,8 @@ def serve(wanted: Wanted, reporter: Reporter | None = None) -> None:
         from luthier.serve.counters import Counters
     except ImportError as error:
         raise CallError(f"needs {error.name}", where="luthier serve", next_step=INSTALL) from error
-    if wanted.index is not None:
-        read_facts(wanted.index)  # what is wrong with it is told before the engine is started
+    # What is wrong with the documents is told before the engine is started.
+    finder = open_finder(open_index(wanted.index), reporter) if wanted.index else None
     allowed, secured = listening.allowed_keys(wanted.host, wanted.keys), listening.tls(wanted.tls_certificate, wanted.tls_key)
     open_socket = listening.listen(wanted.host, wanted.port)
     listening.log_to_standard_error()
@@ -108,7 +108,7 @@ def serve(wanted: Wanted, reporter: Reporter | None = None) -> None:
             most=wanted.slots + wanted.queue,
             knows_system=plan.knows_system,
             control=plan.control,
-            **(_documents(wanted.index, plan, upstream, wanted.engine, left) if wanted.index else {}),
+            **(_documents(finder, plan, upstream, wanted.engine, left) if finder else {}),
         )
         app = forwarding.application(server, allowed, listening.own_names(wanted.host, tuple(wanted.allowed_hosts)))
         names = [one.served for one in plan.names.values()]
@@ -120,7 +120,7 @@ def serve(wanted: Wanted, reporter: Reporter | None = None) -> None:
     reporter.say(listening.farewell(server.in_flight))
 
 
-def _documents(index: Path, plan: Plan, upstream: Upstream, engine: str, left: ExitStack) -> dict[str, Any]:
+def _documents(finder: Finder, plan: Plan, upstream: Upstream, engine: str, left: ExitStack) -> dict[str, Any]:
     """What a server with documents has beside its engine: a look-up that counts by the engine's own tokenizer, and the embedder of the index."""
     import httpx
 
@@ -135,7 +135,6 @@ def _documents(index: Path, plan: Plan, upstream: Upstream, engine: str, left: E
             raise upstream.down() from error
 
     reading = Reading(tokens, lambda turns, tools: tokens(messages.all_written(turns, plan.knows_system), tools), plan.control)
-    finder = open_finder(open_index(index))
     look_up = passages.look_up_with(Grounder(finder, Grounding(), reading, plan.context), NOT_THERE)
     return {"look_up": look_up, "embed": finder.embedder, "embed_name": finder.embedder.name, "count": tokens}
 
@@ -182,12 +181,13 @@ def _keep_contracts(plan: Plan, engine: str, backend: Backend) -> None:
         asking = agreement.Asking(dialect, _posting(client, lambda: backend, dialect.name), base, len(plan.names) - 1, template)
         plan.knows_system = agreement.knows_system(asking)
         for name, path in plan.contracts.items():
-            stop_ids = agreement.check(asking, files.read_json(path), str(path))
+            stop_ids = agreement.check(asking, promises.read(path), str(path))
             plan.names[name] = replace(plan.names[name], stop_ids=stop_ids)
 
 
 def _system(path: Path | None) -> str | None:
-    return files.read_json(path)["system"] if path else None
+    system: str | None = promises.read(path)["system"] if path else None
+    return system
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -354,7 +354,7 @@ def _precision(wanted: Wanted, run: RunFolder | None) -> str:
 
 def _template(plan: Plan, left: ExitStack) -> Path | None:
     """The chat template of the runs as a file, where they have one: the base's own may have changed since."""
-    found = {str(files.read_json(path)["template"]) for path in plan.contracts.values() if files.read_json(path).get("template")}
+    found = {str(template) for path in plan.contracts.values() if (template := promises.read(path).get("template"))}
     if len(found) > 1:
         problem = "the runs were trained with different chat templates, and vLLM has one for all"
         raise RunError(problem, where="luthier serve --engine vllm", next_step="serve them apart, or luthier serve --engine transformers")

@@ -11,7 +11,7 @@ from luthier.serve.asked import CompletionAsked
 from luthier.serve.contract import turns_of
 from luthier.serve.dialects import Body, Dialect, Forwarded, Post
 from luthier.serve.faults import Fault
-from luthier.serve.messages import with_known_roles, written
+from luthier.serve.messages import all_written
 
 # Two system messages: a template that knows the role writes them differently.
 PROBES = ("Probe system 7351.", "Another one, which is 20480.")
@@ -61,7 +61,7 @@ def _golden(asking: Asking, golden: Body) -> list[int]:
     if turns[0].role in ("prompt", "text"):
         return asking.ids("".join(turn.content for turn in turns))
     try:
-        messages = [written(turn) for turn in with_known_roles(turns, knows_system(asking))]
+        messages = all_written(turns, knows_system(asking))
         return asking.ids(messages, dialects.tools_of(golden.get("tools", "")))
     except Fault:
         return []

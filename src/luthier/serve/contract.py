@@ -53,12 +53,18 @@ def system_beside(folder: Path, tokenizer: Any, stop_ids: set[int]) -> str | Non
     return system
 
 
-def checked(path: Path, tokenizer: Any, stop_ids: set[int]) -> dict[str, Any]:
-    """The contract in a file, checked as that of a run. Raises RunError where it does not hold, or is none."""
+def read(path: Path) -> dict[str, Any]:
+    """The contract in a file, unchecked. Raises RunError where it is none."""
     contract: dict[str, Any] = files.read_json(path)
     if missing := {"stop_tokens", "golden", "template_sha256", "system"} - (contract.keys() if isinstance(contract, dict) else set()):
         problem = f"is no contract of a run (without {', '.join(sorted(missing))})"
         raise RunError(problem, where=str(path), next_step="copy the run's contract.json there again")
+    return contract
+
+
+def checked(path: Path, tokenizer: Any, stop_ids: set[int]) -> dict[str, Any]:
+    """The contract in a file, checked as that of a run. Raises RunError where it does not hold, or is none."""
+    contract = read(path)
     if contract["stop_tokens"] != (stops := _spelled(stop_ids, tokenizer)):
         raise RunError(
             f"the model was trained to stop at {', '.join(contract['stop_tokens'])} and would now stop at {', '.join(stops) or 'nothing'}",

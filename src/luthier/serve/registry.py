@@ -140,7 +140,7 @@ class Registry:
         """Whether the files of a name changed a moment ago: two files cannot be replaced at once, and between them they fit nothing."""
         folder = self.served(name).folder
         try:
-            newest = max((folder / file).stat().st_ctime for file in (CONFIG, WEIGHTS)) if folder else 0.0
+            newest = max(path.stat().st_ctime for path in _files(folder)) if folder else 0.0
         except OSError:  # one of them is away for this moment
             return True
         return time.time() - newest < SETTLED_S
@@ -207,10 +207,15 @@ def _is_adapter(place: Path, root: Path) -> bool:
     return (place / CONFIG).is_file() and (place / WEIGHTS).is_file() and place.resolve().is_relative_to(root.resolve())
 
 
+def _files(folder: Path) -> list[Path]:
+    """What an adapter is read from."""
+    beside = contract.beside(folder)
+    return [folder / CONFIG, folder / WEIGHTS, *([beside] if beside else [])]
+
+
 def _seen(folder: Path) -> tuple[int, ...]:
     try:
-        beside = contract.beside(folder)
-        found = [path.stat() for path in (folder / CONFIG, folder / WEIGHTS, *([beside] if beside else []))]
+        found = [path.stat() for path in _files(folder)]
     except OSError:
         return ()
     return tuple(number for one in found for number in (one.st_size, one.st_mtime_ns, one.st_ino))
