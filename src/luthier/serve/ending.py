@@ -15,7 +15,7 @@ class Server(uvicorn.Server):
     _first_s = 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end; a signal that comes again within a moment is the same wish."""
+        """Begin to end; a SIGTERM that comes again within a moment is the same wish."""
         if not self.should_exit:
             self._first_s = time.monotonic()
         again = self.should_exit and time.monotonic() - self._first_s > ONE_WISH_SECONDS
