@@ -48,7 +48,11 @@ def test_front_matter_is_no_passage_and_gives_the_title(body: str, titles: list[
     assert (front + body).split("\n")[passage.first - 1] == "Text."  # its line is that of the file
 
 
-@pytest.mark.parametrize("text", ["---\nA line, between dashes.\n---\nMore.\n", "---\nkey: [\n---\nMore.\n", "---\nNo end.\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["---\nA line, between dashes.\n---\nMore.\n", "---\nkey: [\n---\nMore.\n", "---\nNo end.\n", f"---\ndeep: {'[' * 3000}\n---\nMore.\n"],
+    ids=range(4),
+)
 def test_dashes_that_are_no_front_matter_lose_nothing(text: str, tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text(text, encoding="utf-8")
     parts, _ = read(tmp_path / "a.md")
