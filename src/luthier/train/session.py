@@ -462,7 +462,7 @@ def train(
         def measured(step: int, found: Measurement) -> None:
             for told in (saver.measured, tracked.measured):
                 told(step, found.loss, found.metrics, found.drift)
-            watchers.stopper(patience, stop, say)(step, found)
+            watchers.end_where_none_is_better(step, found, patience, stop, say)
             shown.update(watchers.numbers_of(found, step))
 
         evaluates = watchers.evaluates_at(settings, course.updates)

@@ -158,16 +158,12 @@ def evaluator(
     return watch
 
 
-def stopper(patience: Patience, stop: Stop, say: Callable[[str], None]) -> Callable[[int, Measurement], None]:
-    """Told of each measurement; where the run has waited long enough for a better one, it ends."""
-
-    def measured(step: int, found: Measurement) -> None:
-        patience.add(step, found.loss, found.metrics, found.drift)
-        if patience.over and not stop.enough:
-            stop.enough = True
-            say(f"step {step}: {patience}: the training ends")
-
-    return measured
+def end_where_none_is_better(step: int, found: Measurement, patience: Patience, stop: Stop, say: Callable[[str], None]) -> None:
+    """Take a measurement in; where the run has waited long enough for a better one, it ends."""
+    patience.add(step, found.loss, found.metrics, found.drift)
+    if patience.over and not stop.enough:
+        stop.enough = True
+        say(f"step {step}: {patience}: the training ends")
 
 
 def _of_answers(found: Measurement) -> str:
