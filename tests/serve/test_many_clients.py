@@ -147,19 +147,26 @@ def test_a_request_makes_the_server_look_at_no_file_outside_of_the_registry(runn
         "lora\x00/../../outside",
     ]
     touched: list[str] = []
+    watching = threading.Event()
     plain = os.stat
 
     def stat(path: Any, **how: Any) -> os.stat_result:
         touched.append(str(path))
         return plain(path, **how)
 
-    sys.addaudithook(lambda event, about: touched.append(str(about[0])) if event in ("open", "os.listdir", "os.scandir") else None)
+    def hear(event: str, about: tuple[Any, ...]) -> None:
+        if watching.is_set() and event in ("open", "os.listdir", "os.scandir"):
+            touched.append(str(about[0]))
+
+    sys.addaudithook(hear)  # which stays with the process
     monkeypatch.setattr(os, "stat", stat)
+    watching.set()
     with running.client() as client:
         for name in names:
             assert client.post("/v1/chat/completions", json={"model": name, **LONG}).status_code in (400, 404)
             assert client.post("/v1/load_lora_adapter", json={"lora_name": name}).status_code in (400, 404)
             assert client.get(f"/v1/models/{name}" if "\x00" not in name else "/v1/models/%00").status_code in (400, 404)
         assert client.post("/v1/chat/completions", json={"model": "lora", **LONG, "max_tokens": 1}).status_code == 200
+    watching.clear()
     assert any("registry" in path for path in touched)  # what is allowed is seen
     assert not [path for path in touched if "outside" in path]
