@@ -249,3 +249,13 @@ def test_a_switch_of_a_newer_peft_that_is_off_is_no_hindrance(tiny_model: Path, 
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "use_new_trick": False, "new_table": None}))
     adapters.load_adapter(base(tiny_model), tmp_path / "adapter", trainable=False)
+
+
+def test_an_adapter_that_is_written_over_in_place_changes_nothing_that_was_read(tiny_model: Path, tmp_path: Path):
+    adapters.save_adapter(trained(tiny_model), tmp_path / "adapter", "tiny")
+    _, tensors = adapters.read_stored(tmp_path / "adapter", base(tiny_model))
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    with (tmp_path / "adapter" / adapters.WEIGHTS).open("r+b") as written:
+        written.seek(-10_000, 2)
+        written.write(b"\0" * 10_000)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tensors.items())

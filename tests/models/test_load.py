@@ -104,3 +104,15 @@ def test_a_model_that_sdpa_would_be_wrong_for_keeps_its_own_attention(tiny_model
     config = Gemma2Config(vocab_size=500, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
     Gemma2ForCausalLM(config).save_pretrained(tmp_path / "gemma2")
     assert load.load_model(tmp_path / "gemma2", "fp32", "cpu").config._attn_implementation == "eager"
+
+
+def test_a_file_that_is_written_over_in_place_changes_nothing_that_was_loaded(tiny_model: Path, tmp_path: Path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    file = folder / "model.safetensors"
+    model = load.load_model(folder, "fp32", "cpu")
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with file.open("r+b") as written:
+        written.seek(-100_000, 2)
+        written.write(b"\0" * 100_000)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert all(weight.data_ptr() % 64 == 0 for weight in model.parameters())

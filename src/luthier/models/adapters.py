@@ -159,7 +159,8 @@ def _read_tensors(folder: Path) -> dict[str, Any]:
         raise ModelError("is missing", where=str(path), next_step="save the adapter as safetensors; other formats are not loaded")
     weights.read_header(path)
     try:
-        tensors: dict[str, Any] = load_file(path)
+        # Copies: what is mapped changes, or ends the process, where somebody writes over the file in place.
+        tensors: dict[str, Any] = {name: tensor.clone() for name, tensor in load_file(path).items()}
     except SafetensorError as error:
         raise ModelError(f"cut or damaged: {error}", where=str(path), next_step="use another checkpoint") from error
     _check_finite(tensors, str(path), "use an earlier checkpoint")

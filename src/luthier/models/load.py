@@ -123,7 +123,15 @@ def load_model(
     if compressed:
         return _unpacked(model.to(device).eval(), folder)
     _check_finite(model.state_dict().items(), folder)
-    return model.to(device).eval()
+    return _of_its_own(model.to(device)).eval()
+
+
+def _of_its_own(model: Any) -> Any:
+    """The model with copies of the weights that lie in a mapped file: written over in place, that would change them, or end the process."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if not tensor.untyped_storage().resizable():  # memory that torch did not take
+            tensor.data = tensor.data.clone()
+    return model
 
 
 def _compressed(folder: Path) -> bool:
