@@ -76,7 +76,9 @@ def test_the_shell_hands_every_setting_on_as_it_is(project: Path, tmp_path: Path
     """The script is run with programs that only say what they were called with."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name, does in {"luthier": 'printf "%s\\n" "$@"', "srun": 'shift 2; "$@"', "scontrol": "echo NodeAddr=10.0.0.1", "squeue": "true"}.items():
+    # In one piece: two hosts say it at once.
+    says = 'said=$(printf "%s\\n" "$@"); echo "$said"'
+    for name, does in {"luthier": says, "srun": 'shift 2; "$@"', "scontrol": "echo NodeAddr=10.0.0.1", "squeue": "true"}.items():
         (tools / name).write_text(f"#!/bin/bash\n{does}\n")
         (tools / name).chmod(0o755)
     (tools / "ssh").write_text('#!/bin/bash\n[ "$1" = -tt ] && shift\nshift\n[ "$1" = hostname ] && echo 10.0.0.9 || bash -c "$*"\n')
