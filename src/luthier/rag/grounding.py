@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from luthier.data.rendering import special_spellings
 from luthier.data.tokenize import prompt_ids
 from luthier.errors import CallError, DataError
 from luthier.rag.finding import LEAST_SCORE, Finder, Found, Retrieved
+from luthier.rag.passage import Passage
 from luthier.records import Turn
 
 NOT_THERE = "That is not in the documents."
@@ -89,12 +90,15 @@ def reading_of(tokenizer: Any) -> Reading:
 
 @dataclass(frozen=True, slots=True)
 class Grounder:
-    """Puts passages before questions for one model, within its context. A passage that spells one of its control tokens is left out."""
+    """Puts passages before questions for one model, within its context. A passage that spells one of its control tokens is left out, which
+    `say` is told once."""
 
     finder: Finder
     how: Grounding
     reading: Reading
     context: int | None
+    say: Callable[[str], None] = lambda line: None
+    _told: set[str] = field(default_factory=set)
 
     def __call__(self, turns: Sequence[Turn], answer_tokens: int, retrieved: Retrieved | None = None, tools: str = "") -> Grounded:
         """The last turn's question with the passages that fit it, in a prompt that leaves room for an answer.
@@ -103,9 +107,16 @@ class Grounder:
         """
         question = turns[-1].content
         retrieved = retrieved or self.finder.find(question, self.how.passages)
-        readable = [one for one in retrieved.found if not any(spelling in one.passage.whole for spelling in self.reading.control)]
+        readable = [one for one in retrieved.found if self._is_readable(one.passage)]
         room = self._room(turns, answer_tokens, tools)
         return grounded(turns, replace(retrieved, found=readable), self.how, self.reading.text_tokens, room)
+
+    def _is_readable(self, passage: Passage) -> bool:
+        spelled = next((spelling for spelling in self.reading.control if spelling in passage.whole), None)
+        if spelled and passage.place not in self._told:
+            self._told.add(passage.place)
+            self.say(f"{passage.place} is left out: it spells {spelled}, which the model would read as a control token")
+        return spelled is None
 
     def _room(self, turns: Sequence[Turn], answer_tokens: int, tools: str) -> int | None:
         if self.context is None:

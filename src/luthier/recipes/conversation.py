@@ -43,7 +43,7 @@ class Talk:
 
     def look_up_in(self, index: Path, reporter: Reporter, how: Grounding) -> None:
         """From now on every question is answered from the passages of an index."""
-        self.grounder = Grounder(open_finder(open_index(index), reporter), how, reading_of(self.engine.tokenizer), self.engine.context)
+        self.grounder = Grounder(open_finder(open_index(index), reporter), how, reading_of(self.engine.tokenizer), self.engine.context, reporter.say)
 
     def ask(self, text: str, voice: str = "tuned") -> Iterator[str]:
         """The answer of one voice, piece by piece. Raises CallError where the model's chat template refuses the messages."""

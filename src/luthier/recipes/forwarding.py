@@ -1,5 +1,6 @@
 """Serve through an engine in a process of its own (llama.cpp, vLLM): the same API, and the contract checked through the engine's."""
 
+import logging
 import os
 import secrets
 import signal
@@ -135,7 +136,7 @@ def _documents(finder: Finder, plan: Plan, upstream: Upstream, engine: str, left
             raise upstream.down() from error
 
     reading = Reading(tokens, lambda turns, tools: tokens(messages.all_written(turns, plan.knows_system), tools), plan.control)
-    look_up = passages.look_up_with(Grounder(finder, Grounding(), reading, plan.context), NOT_THERE)
+    look_up = passages.look_up_with(Grounder(finder, Grounding(), reading, plan.context, logging.getLogger("luthier.serve").warning), NOT_THERE)
     return {"look_up": look_up, "embed": finder.embedder, "embed_name": finder.embedder.name, "count": tokens}
 
 

@@ -161,7 +161,7 @@ def _check_metrics(names: Sequence[str]) -> None:
 def _questions(bench: _Bench, asked: Sequence[Asked]) -> list[_Question]:
     """Every question with what was found for it; those that leave no room for passages are said and left out."""
     promised = contract.read_checked(bench.run, bench.engine.tokenizer, bench.engine.stop_ids)
-    grounder = Grounder(bench.finder, bench.call.how, reading_of(bench.engine.tokenizer), bench.engine.context)
+    grounder = Grounder(bench.finder, bench.call.how, reading_of(bench.engine.tokenizer), bench.engine.context, bench.reporter.say)
     found, left_out, seconds = [], 0, 0.0
     with bench.reporter.bar("finding passages", len(asked)) as bar:
         for number, one in enumerate(asked, start=1):
@@ -196,7 +196,7 @@ def _as_trained(conversation: Conversation, promised: Mapping[str, Any]) -> Conv
 def _without(bench: _Bench, found: Sequence[_Question]) -> list[tuple[_Question, Grounded]]:
     """The first questions whose passage is known, with what is found when the documents that answer them are not there."""
     known = [one for one in found if one.gold][: bench.call.without]
-    grounder = Grounder(bench.finder, bench.call.how, reading_of(bench.engine.tokenizer), bench.engine.context)
+    grounder = Grounder(bench.finder, bench.call.how, reading_of(bench.engine.tokenizer), bench.engine.context, bench.reporter.say)
     made = []
     for one in known:
         missing = fellows(bench.finder.index, one.gold)

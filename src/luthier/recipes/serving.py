@@ -1,5 +1,6 @@
 """Serve a run, a model or a folder, with adapters by name, through an API that OpenAI's clients speak."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,7 +129,7 @@ def application(wanted: Wanted, opened: Opened, allowed: keys.Keys) -> Doors:
 def _documents(index: Path, engine: Engine) -> dict[str, Any]:
     """What a server with documents has beside its model: a look-up, and the embedder of the index."""
     finder = open_finder(open_index(index))
-    grounder = Grounder(finder, Grounding(), reading_of(engine.tokenizer), engine.context)
+    grounder = Grounder(finder, Grounding(), reading_of(engine.tokenizer), engine.context, logging.getLogger("luthier.serve").warning)
     return {"look_up": look_up_with(grounder, NOT_THERE), "embed": finder.embedder, "embed_name": finder.embedder.name}
 
 
