@@ -50,8 +50,14 @@ def test_front_matter_is_no_passage_and_gives_the_title(body: str, titles: list[
 
 @pytest.mark.parametrize(
     "text",
-    ["---\nA line, between dashes.\n---\nMore.\n", "---\nkey: [\n---\nMore.\n", "---\nNo end.\n", f"---\ndeep: {'[' * 3000}\n---\nMore.\n"],
-    ids=range(4),
+    [
+        "---\nA line, between dashes.\n---\nMore.\n",
+        "---\nkey: [\n---\nMore.\n",
+        "---\nNo end.\n",
+        f"---\ndeep: {'[' * 3000}\n---\nMore.\n",
+        "---\nkey: !!bool z\n---\nMore.\n",
+    ],
+    ids=range(5),
 )
 def test_dashes_that_are_no_front_matter_lose_nothing(text: str, tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text(text, encoding="utf-8")

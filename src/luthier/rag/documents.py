@@ -145,7 +145,7 @@ def _without_front_matter(text: str) -> tuple[str, str]:
     found = FRONT_MATTER.match(text)
     try:
         facts = YAML(typ="safe", pure=True).load(found[1]) if found else None
-    except (YAMLError, ValueError, RecursionError):
+    except (YAMLError, ValueError, KeyError, RecursionError):
         facts = None
     if found is None or not isinstance(facts, dict):  # two lines of dashes around a text
         return text, ""
