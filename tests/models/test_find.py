@@ -168,13 +168,14 @@ class Hub(BaseHTTPRequestHandler):
         elif repository != "org/open":
             self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
         elif parts[0] == "api":
-            names = [*(path.name for path in self.model.iterdir()), "modeling_own.py", "pytorch_model.bin", "original/model.safetensors"]
+            there = [str(path.relative_to(self.model)) for path in self.model.rglob("*") if path.is_file()]
+            names = [*there, "modeling_own.py", "pytorch_model.bin", "original/model.safetensors"]
             tree = [{"type": "file", "path": name, "size": 0, "oid": name} for name in names]
             card = {"id": repository, "sha": "0" * 40, "siblings": [{"rfilename": name} for name in names]}
             listing = tree if "tree" in parts else card
             self.answer(200, json.dumps(listing).encode(), {"Content-Type": "application/json"})
         else:
-            content = (self.model / parts[-1]).read_bytes()
+            content = self.model.joinpath(*parts[4:]).read_bytes()  # org/name/resolve/revision/...
             digest = hashlib.sha256(content).hexdigest()
             self.answer(200, content, {"ETag": f'"{digest}"', "X-Repo-Commit": "0" * 40})
 
@@ -203,13 +204,14 @@ def hub(tiny_model: Path) -> Iterator[str]:
 
 
 ASK = """
-import sys
+import os, sys
 from luthier.errors import ModelError
 from luthier.models import find, overview
 from luthier.reporting import Silent
+look = find.find_encoder if "LUTHIER_TEST_ENCODER" in os.environ else find.find
 for name in sys.argv[1:]:
     try:
-        print(find.find(name, Silent()))
+        print(look(name, Silent()))
     except ModelError as error:
         print(str(error).replace(chr(10), " "))
 """
@@ -233,6 +235,19 @@ def test_the_hub_gives_a_model_or_a_reason(hub: str, tmp_path: Path):
     assert f"accept it on {hub}/org/gated" in gated
     assert "org/typo: is not on the hub" in missing
     assert "org/odd: could not be fetched from the hub (Bad request" in odd
+
+
+def test_the_hub_gives_an_encoder_with_the_file_that_says_how_its_vectors_are_made(
+    hub: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    Hub.model = shutil.copytree(tiny_model, tmp_path / "encoder")
+    (Hub.model / "1_Pooling").mkdir()
+    (Hub.model / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    monkeypatch.setenv("LUTHIER_TEST_ENCODER", "1")
+    (tmp_path / "home").mkdir()
+    (found,) = ask(tmp_path / "home", hub, "org/open")
+    assert {"model.safetensors", "tokenizer.json"} <= set(os.listdir(found))
+    assert json.loads((Path(found) / "1_Pooling" / "config.json").read_text()) == {"pooling_mode_mean_tokens": True}
 
 
 def test_without_a_network_a_model_in_the_hub_s_cache_is_used(hub: str, tmp_path: Path):
