@@ -27,7 +27,11 @@ SEVERITY_STYLES = dict(zip(SEVERITIES, ("stop", "look", "good"), strict=True))
 
 
 def write_report(run: RunFolder) -> Path:
-    """Write report.html and model_card.md from what the run folder holds; gives the page's path. What is missing is named as not measured."""
+    """Write report.html and model_card.md from what the run folder holds; gives the page's path. What is missing is named as not measured.
+
+    What a process that was killed left half written beside them goes.
+    """
+    files.sweep(run.path)
     parts = [
         _header(run),
         *(section(title, content) for title, build in SECTIONS.items() if (content := _content(title, build, run))),

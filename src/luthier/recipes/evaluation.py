@@ -128,6 +128,7 @@ def compare(
     found = targets.told_apart(found)
     with _held(run, reporter):
         files.make_folder(folder)
+        files.sweep(folder)
         files.write_json(folder / "call.json", _spelled(found, call))
         bench = _bench(found[0], call, folder, reporter)
         with _open(found[0], names[0], reporter, engine) as first:

@@ -104,6 +104,7 @@ def predict(call: Call, reporter: Reporter | None = None) -> Predicted:
 def _part(call: Call, reporter: Reporter) -> Iterator[None]:
     """The folder of what is kept, for this process alone; where nothing came to be kept, none is left."""
     files.make_folder(call.part)
+    files.sweep(call.part)
     try:
         with run_lock.held(call.part, "predict", reporter.say):
             yield

@@ -105,6 +105,7 @@ def compare(run_name: str, call: Call, reporter: Reporter | None = None) -> Comp
     folder = _folder(run, call)
     with run_lock.held(run.path, "rag compare", reporter.say):
         files.make_folder(folder)
+        files.sweep(folder)
         files.write_json(folder / "call.json", _spelled(call))
         engine = opening.open_trained(run, reporter)
         bench = _Bench(run, engine, call, finder, Kept(folder / "answers.jsonl"), Decoding(call.max_new_tokens), reporter)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from luthier import files
 from luthier.config.load import Config
 from luthier.diagnose.report import write_report
 from luthier.recipes import preference, sft
@@ -23,8 +22,7 @@ def fit(
     if resume is None and config.settings.resume == "auto":
         resume = resuming.unfinished(config, reporter)
     if resume and resume.trained.is_dir() and not resume.report.is_file():
-        files.sweep(resume.path)  # it was ended between its last two steps
-        write_report(resume)
+        write_report(resume)  # it was ended between its last two steps
         reporter.say(f"{resume.path} was trained to its end already; its report is written")
         return resume
     if resume:
