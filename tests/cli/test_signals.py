@@ -150,7 +150,7 @@ def test_a_second_ctrl_c_ends_at_once_in_the_midst_of_a_save_and_loses_nothing_t
     assert resumed.code == 0, resumed.said
     match = re.search(r"resumed from \S+step-(\d+)", resumed.said)
     assert match
-    assert done - int(match[1]) <= 1
+    assert done - int(match[1]) <= 2  # the save that was under way, and the update that was done beside it
     assert project.weights == straight.weights
     assert project.leftovers() == []
 

@@ -60,7 +60,7 @@ def test_no_address_is_in_both_parts() -> None:
     assert len({row[0]["content"] for row in train + test}) == 1  # one system prompt, which the engine shares
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.real_model
 def test_the_demo_clears_its_bars_and_does_so_twice(default_model: Path, tmp_path: Path) -> None:
     outcomes = [run_demo(default_model.parent.parent, tmp_path / str(number)) for number in range(2)]
