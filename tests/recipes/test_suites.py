@@ -112,7 +112,9 @@ def test_a_suite_stands_in_the_scorecard_of_base_and_tuned(copied: RunFolder, fo
 def test_instructions_are_checked_by_their_rules(tmp_path: Path, copied: RunFolder) -> None:
     pytest.importorskip("if_verifiable")
     question = {"prompt": "Say it.", "instruction_id_list": ["punctuation:no_comma", "change_case:english_lowercase"], "kwargs": [{}, {}]}
-    assert instructions.follows("ifeval", question, "all small, and a comma")["each_strict"] == 0.5
+    assert instructions.follows("ifeval", question, "this is a small answer, and it has a comma in it")["each_strict"] == 0.5
+    doubtful = [instructions.follows("ifeval", question, "all small, and a comma") for _ in range(40)]  # English or Italian: who knows
+    assert all(one == doubtful[0] for one in doubtful)
     assert instructions.follows("ifeval", question, "all small and no more of it")["all_strict"] == 1
     write_rows(tmp_path / "ifeval.jsonl", [question])
     found = evaluation.compare([str(copied.path)], Call(suites=("ifeval",), suite_dir=str(tmp_path)))

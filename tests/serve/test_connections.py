@@ -20,6 +20,7 @@ import uvicorn
 from conftest_serve import Running, application, listen
 
 from luthier.errors import CallError, MachineError
+from luthier.reporting import Silent
 from luthier.serve import ending, listening
 from luthier.serve.doors import Limits
 
@@ -288,3 +289,17 @@ def test_a_signal_that_comes_before_the_server_runs_is_not_lost(tiny_model: Path
     monkeypatch.setattr(uvicorn.Server, "run", run)
     listening.answer(application(tiny_model, adapters), listening.listen("127.0.0.1", 0))
     assert not too_late.is_set()
+
+
+def test_the_address_is_said_once_it_can_be_asked(tiny_model: Path, adapters: Path) -> None:
+    open_socket = listening.listen("127.0.0.1", 0)
+    port, reached = open_socket.getsockname()[1], []
+
+    class Asks(Silent):
+        def say(self, line: str) -> None:
+            reached.append(socket.create_connection(("127.0.0.1", port), timeout=5))
+            signal.raise_signal(signal.SIGTERM)
+
+    listening.answer(application(tiny_model, adapters), open_socket, announced=["serving on"], reporter=Asks())
+    assert len(reached) == 1
+    reached[0].close()

@@ -57,6 +57,8 @@ def run(
 
 def follows(suite: str, question: dict[str, Any], answer: str) -> dict[str, float]:
     """How an answer does what a question of the suite asks for."""
+    # It tells languages by drawing at random: without a seed the same answer is scored otherwise each time.
+    importlib.import_module("langdetect").DetectorFactory.seed = 0
     with contextlib.redirect_stdout(io.StringIO()):
         checked: Any = importlib.import_module("if_verifiable.common").evaluate_instructions(
             response=answer,

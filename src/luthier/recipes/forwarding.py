@@ -113,9 +113,8 @@ def serve(wanted: Wanted, reporter: Reporter | None = None) -> None:
         )
         app = forwarding.application(server, allowed, listening.own_names(wanted.host, tuple(wanted.allowed_hosts)))
         names = [one.served for one in plan.names.values()]
-        for line in listening.announcement(names, wanted.host, open_socket.getsockname()[1], bool(allowed.keys), secured):
-            reporter.say(line)
-        listening.answer(app, open_socket, secured)
+        lines = listening.announcement(names, wanted.host, open_socket.getsockname()[1], bool(allowed.keys), secured)
+        listening.answer(app, open_socket, secured, announced=lines, reporter=reporter)
     if upstream.why_ended:
         raise upstream.why_ended
     reporter.say(listening.farewell(server.in_flight))

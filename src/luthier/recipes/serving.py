@@ -77,10 +77,10 @@ def serve(wanted: Wanted, reporter: Reporter | None = None) -> None:
         opened = _open(wanted, reporter)
         app: Any = application(wanted, opened, allowed)
         port = open_socket.getsockname()[1]
-        for line in listening.announcement([opened.base, *(one for one, _ in opened.adapters)], wanted.host, port, bool(allowed.keys), secured):
-            reporter.say(line)
+        names = [opened.base, *(one for one, _ in opened.adapters)]
+        lines = listening.announcement(names, wanted.host, port, bool(allowed.keys), secured)
         listening.log_to_standard_error()
-        listening.answer(app, open_socket, secured)
+        listening.answer(app, open_socket, secured, announced=lines, reporter=reporter)
     reporter.say(listening.farewell(app.app.state.server.answering.in_flight))
 
 

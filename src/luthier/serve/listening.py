@@ -9,12 +9,13 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import CallError, MachineError
+from luthier.reporting import Reporter, Silent
 from luthier.serve import keys
 from luthier.serve.doors import Doors
 from luthier.serve.registry import Served
@@ -28,7 +29,7 @@ DRAIN_S = 30  # what is being answered may take so long once a signal has come
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 is any free one. Raises MachineError where that cannot be.
+    """A socket that is bound, and listens once a server runs on it; port 0 is any free one. Raises MachineError where that cannot be.
 
     Called before a model is loaded, so that a port in use is told at once.
     """
@@ -88,7 +89,7 @@ def _no_password() -> str:
     raise ValueError("the key asks for a password")
 
 
-def server(application: Doors, secured: Tls | None = None) -> "uvicorn.Server":
+def server(application: Doors, secured: Tls | None = None, once_it_listens: Callable[[], None] = lambda: None) -> "uvicorn.Server":
     """A uvicorn server for the application, with its limits."""
     import uvicorn
 
@@ -109,7 +110,7 @@ def server(application: Doors, secured: Tls | None = None) -> "uvicorn.Server":
         ssl_certfile=secured.certificate if secured else None,
         ssl_keyfile=secured.key if secured else None,
     )
-    return Server(settings)
+    return Server(settings, once_it_listens)
 
 
 @contextlib.contextmanager
@@ -143,9 +144,19 @@ def farewell(unanswered: int) -> str:
     return f"ended with {unanswered} requests unanswered" if unanswered else "ended; every request was answered"
 
 
-def answer(application: Doors, listening: socket.socket, secured: Tls | None = None) -> None:
-    """Answer requests until SIGTERM or SIGINT; what is being answered then is answered first, unless a second signal comes."""
-    running = server(application, secured)
+def answer(
+    application: Doors, listening: socket.socket, secured: Tls | None = None, *, announced: Sequence[str] = (), reporter: Reporter | None = None
+) -> None:
+    """Say what is announced once requests are taken, and answer them until SIGTERM or SIGINT.
+
+    What is being answered then is answered first, unless a second signal comes.
+    """
+
+    def say() -> None:
+        for line in announced:
+            (reporter or Silent()).say(line)
+
+    running = server(application, secured, say)
 
     def end(*_: Any) -> None:
         """uvicorn takes over once it runs, and sends itself the signal again that ended it: a signal is how a server ends, and no fault."""
