@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from warm import Warm
 
+pytest_plugins = ["bounded"]  # --begin-within
+
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 DEFAULT_SYSTEM = "You are a helpful assistant."
 # Like SmolLM2's: a conversation without a system message gets one.
