@@ -1,6 +1,7 @@
 """A model as a judge, behind a real server on loopback, and people who rate elsewhere."""
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -93,6 +94,29 @@ def test_the_same_call_asks_nothing_twice_and_goes_on_after_a_failure(answered: 
         assert judged.pairs.counts["won"] == 4
         judge(answered, call)
         assert len(server.asked) - before == 8 - 3, "the third call had all replies"
+
+
+def test_alpacaevals_difficulties_go_into_the_length_controlled_rate(answered: RunFolder, questions: Path, tmp_path: Path) -> None:
+    gamed = tmp_path / "df_gamed.csv"
+    head = "index,preference,std_delta_len,instruction_difficulty,not_gamed_baseline,model"
+    rows = [f"{place},{preferred},{difference},{place - 1.5},False,gpt" for preferred, difference in ((0.2, 1), (0.7, -1)) for place in range(4)]
+    gamed.write_text("\n".join([head, *rows]) + "\n")
+    with canned(prefers_ours) as server:
+        call = Call(server.address, "judge-7", "reference", questions=questions)
+        plain = judge(answered, call)
+        known = judge(answered, dataclasses.replace(call, difficulties=gamed))
+        assert len(server.asked) == 8, "the same replies are counted in another way"
+        assert plain.pairs is not None
+        assert known.pairs is not None
+        assert plain.pairs.win_rate == known.pairs.win_rate
+        assert plain.pairs.length_controlled_win_rate != known.pairs.length_controlled_win_rate
+        assert json.loads((Path(known.folder) / "result.json").read_text())["difficulties"] == str(gamed)
+
+        gamed.write_text("\n".join([head, *rows[:3]]) + "\n")
+        with pytest.raises(DataError, match=r"knows no difficulty of question 4 .* at place 3"):
+            judge(answered, dataclasses.replace(call, difficulties=gamed))
+        with pytest.raises(CallError, match="AlpacaEval's questions"):
+            judge(answered, dataclasses.replace(call, difficulties=gamed, how="single"))
 
 
 def test_two_turns_are_graded_with_right_answers_and_the_first_answer_in_view(answered: RunFolder, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def judge(
     questions: Annotated[Path | None, typer.Option(help="MT-Bench's question.jsonl or AlpacaEval's file (default: the held-out rows).")] = None,
     references: Annotated[Path | None, typer.Option(help="MT-Bench's file of reference answers.")] = None,
     judge_prompts: Annotated[Path | None, typer.Option(help="Prompts like MT-Bench's judge_prompts.jsonl, instead of Luthier's.")] = None,
+    difficulties: Annotated[Path | None, typer.Option(help="AlpacaEval's df_gamed.csv, for its length-controlled win rate.")] = None,
     rows: Annotated[int | None, typer.Option("-n", "--rows", min=1, help="No more questions than this.")] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer of the model in tokens (default: the run's; 512 for --questions).")
@@ -57,7 +58,7 @@ def judge(
     folder = run_folder.open_run(run)
     if endpoint is None:
         given = {"--judge-model": judge_model, "--references": references, "--judge-prompts": judge_prompts, "--key-env": key_env}
-        _refuse(given | {"--how": how if how != "pairwise" else None}, ONLY_MODELS, "--with URL")
+        _refuse(given | {"--difficulties": difficulties, "--how": how if how != "pairwise" else None}, ONLY_MODELS, "--with URL")
         _people(folder, against, questions, rows, max_new_tokens, rater, export, take or [], as_json)
         return
     _refuse({"--rater": rater, "--export": export, "--import": take}, "is for people", "no --with")
@@ -76,6 +77,7 @@ def judge(
         questions=questions,
         references=references,
         prompts=judge_prompts,
+        difficulties=difficulties,
         rows=rows,
         max_new_tokens=max_new_tokens,
         key_env=key_env,

@@ -16,7 +16,7 @@ from luthier.evaluate import judge_prompts
 from luthier.evaluate.intervals import mean_interval, paired_difference
 from luthier.evaluate.judge_prompts import HIGHEST, LOWEST, How, JudgePrompt
 from luthier.evaluate.judge_questions import JudgeQuestion
-from luthier.evaluate.length_control import length_controlled
+from luthier.evaluate.length_control import Difficulties, length_controlled
 from luthier.records import Metric
 from luthier.stopping import Stop
 
@@ -207,8 +207,8 @@ def preference(pairing: Pairing) -> float:
     return ({"A": 1.0, "B": 0.0, "C": 0.5}[first] + {"A": 0.0, "B": 1.0, "C": 0.5}[second]) / 2
 
 
-def pair_result(rows: Sequence[Answered], found: Sequence[Pairing]) -> PairResult:
-    """Pairings as numbers. Unreadable ones are counted, and stand in no rate."""
+def pair_result(rows: Sequence[Answered], found: Sequence[Pairing], difficulties: Difficulties | None = None) -> PairResult:
+    """Pairings as numbers. Unreadable ones are counted, and stand in no rate. `difficulties` go by the place of a question in `rows`."""
     readable = [pairing for pairing in found if pairing.outcome != "unreadable"]
     counts = {name: sum(pairing.outcome == name for pairing in found) for name in (*WORTH, "unreadable")}
     worth: dict[str, list[float]] = defaultdict(list)
@@ -216,10 +216,13 @@ def pair_result(rows: Sequence[Answered], found: Sequence[Pairing]) -> PairResul
         worth[pairing.question].append(WORTH[pairing.outcome])
     means = {question: sum(values) / len(values) for question, values in worth.items()}
     by_id = {row.question.id: row for row in rows}
+    place = {row.question.id: number for number, row in enumerate(rows)}
     controlled = length_controlled(
         [preference(pairing) for pairing in readable],
         [len(by_id[pairing.question].model[pairing.turn - 1]) for pairing in readable],
         [len(by_id[pairing.question].rival[pairing.turn - 1]) for pairing in readable],
+        [place[pairing.question] for pairing in readable],
+        difficulties,
     )
     split = [pairing.orders for pairing in readable if pairing.outcome == "disagreed" and "C" not in pairing.orders]
     return PairResult(

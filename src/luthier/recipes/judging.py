@@ -19,9 +19,10 @@ from luthier.data import journal as journals
 from luthier.data.endpoint import LOOPBACK, Callers, Endpoint
 from luthier.diagnose.report import write_report
 from luthier.errors import CallError, DataError, LuthierError
-from luthier.evaluate import judged_files, judging
+from luthier.evaluate import judge_questions, judged_files, judging
 from luthier.evaluate.judge_prompts import How, read_prompts
 from luthier.evaluate.judging import Answered, Asked, GradeResult, PairResult, Task
+from luthier.evaluate.length_control import Difficulties, read_difficulties
 from luthier.evaluate.rivals import Rivals, rivals
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import SCHEMA, RunFolder
@@ -45,6 +46,7 @@ class Call:
     questions: Path | None = None
     references: Path | None = None
     prompts: Path | None = None
+    difficulties: Path | None = None
     rows: int | None = None
     max_new_tokens: int | None = None
     key_env: str | None = None
@@ -90,6 +92,7 @@ def judge(run: RunFolder, call: Call, reporter: Reporter | None = None, *, agree
     """
     reporter = reporter or Silent()
     prompts = read_prompts(call.prompts)
+    difficulties = _difficulties(call)
     endpoint = Endpoint(call.endpoint, _key(call.key_env), timeout_s=call.timeout_s, requests_per_minute=call.requests_per_minute)
     if endpoint.shows_key:
         reporter.say(f"{endpoint.host}: the key is sent in clear text (http); https hides it")
@@ -99,7 +102,7 @@ def judge(run: RunFolder, call: Call, reporter: Reporter | None = None, *, agree
         folder = run.path / "judgments" / _name(call, found, tasks)
         _estimate(call, tasks, folder, endpoint, reporter, agree)
         asked = _ask(call, tasks, folder, endpoint, reporter)
-        judged = _judged(call, found, folder, asked)
+        judged = _judged(call, found, folder, asked, difficulties)
         _write(call, found, folder, asked, judged)
         write_report(run)
     return judged
@@ -118,6 +121,20 @@ def _ask(call: Call, tasks: Sequence[Task], folder: Path, endpoint: Endpoint, re
     if tasks and not asked.said:
         raise DataError("the judge answered nothing", where=str(path), next_step="see what it says there, and try another model")
     return asked
+
+
+def _difficulties(call: Call) -> Difficulties | None:
+    """AlpacaEval's difficulties, once it is sure that there is one for each question."""
+    if call.difficulties is None:
+        return None
+    if call.how != "pairwise" or call.questions is None:
+        raise CallError("goes with pairs of AlpacaEval's questions", where="--difficulties", next_step="--how pairwise --questions alpaca_eval.json")
+    known = read_difficulties(call.difficulties)
+    for place, question in enumerate(judge_questions.read_questions(call.questions)[: call.rows]):
+        if place not in known.by_question or len(question.turns) > 1:
+            problem = f"knows no difficulty of question {question.id} of {call.questions}, which is at place {place} there"
+            raise DataError(problem, where=str(call.difficulties), next_step="it is for AlpacaEval's 805 instructions in their order")
+    return known
 
 
 def _key(name: str | None) -> str:
@@ -177,8 +194,8 @@ def journal_of(folder: Path) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def _judged(call: Call, found: Rivals, folder: Path, asked: Asked) -> Judged:
-    pairs = judging.pair_result(found.rows, judging.pairings(found.rows, asked)) if call.how == "pairwise" else None
+def _judged(call: Call, found: Rivals, folder: Path, asked: Asked, difficulties: Difficulties | None) -> Judged:
+    pairs = judging.pair_result(found.rows, judging.pairings(found.rows, asked), difficulties) if call.how == "pairwise" else None
     return Judged(
         folder=str(folder),
         names=found.names,
@@ -199,7 +216,10 @@ def _judged(call: Call, found: Rivals, folder: Path, asked: Asked) -> Judged:
 def _write(call: Call, found: Rivals, folder: Path, asked: Asked, judged: Judged) -> None:
     """The result, and the same in MT-Bench's and AlpacaEval's files."""
     replies = journal_of(folder)
-    files.write_json(folder / "result.json", {"schema": SCHEMA, "against": call.against, **dataclasses.asdict(judged)})
+    files.write_json(
+        folder / "result.json",
+        {"schema": SCHEMA, "against": call.against, "difficulties": str(call.difficulties or ""), **dataclasses.asdict(judged)},
+    )
     if judged.pairs is None:
         lines = [line for row in found.rows for line in judged_files.single_judgments(row, found.names, call.model, asked, replies)]
         files.write_lines(folder / "model_judgment.jsonl", lines)
