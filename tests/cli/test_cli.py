@@ -148,8 +148,8 @@ def test_merged_adapters_are_the_exact_sum_and_what_comes_next_works(call: Any, 
     said, following = merged.out.splitlines()
     assert said.endswith("combined by cat")
     assert following.startswith(f"Next: init_from: {tmp_path}/both in a luthier.yaml")
-    for verb in ("chat", "export", "eval"):
-        assert "holds an adapter, and is not a run folder" in call(verb, "both").problem
+    assert "holds an adapter, and is not a run folder" in call("export", "both").problem
+    assert call("chat", "both", "--prompt", "150 Pierce Rd").code == 0
     assert call("train", settings_file, f"init_from={tmp_path}/both").code == 0
     assert "--density is 0" in call("merge", f"{run}:1", f"{run}:1", "--to", "nothing", "--how", "ties", "--density", "0").problem
     assert "an adapter with itself" in " ".join(call("merge", "--help").out.replace("│", " ").split())

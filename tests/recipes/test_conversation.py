@@ -10,9 +10,10 @@ from conftest_runs import SYSTEM, Listener, Write, chat_row
 from luthier import files
 from luthier.config.load import load_config, settings_to_yaml
 from luthier.engine import opening
-from luthier.errors import LuthierError, RunError
+from luthier.errors import LuthierError, ModelError, RunError
+from luthier.export import merged
 from luthier.recipes import sft
-from luthier.recipes.conversation import open_talk
+from luthier.recipes.conversation import open_model, open_talk
 from luthier.records import Turn
 from luthier.reporting import Silent
 from luthier.run_folder import RunFolder
@@ -23,7 +24,7 @@ QUESTION, ANSWER = (turn["content"] for turn in chat_row(2)["messages"][1:])
 def test_the_system_message_of_the_training_is_used_and_said(learned: RunFolder) -> None:
     listener = Listener()
     talk = open_talk(learned, listener, max_new_tokens=40)
-    assert f"system message (the one this run was trained with): {SYSTEM}" in listener.lines
+    assert f"system message (the one it was trained with): {SYSTEM}" in listener.lines
     assert "".join(talk.ask(QUESTION)) == ANSWER
     assert talk.sessions["tuned"].turns == [Turn("system", SYSTEM), Turn("user", QUESTION), Turn("assistant", ANSWER)]
 
@@ -34,6 +35,41 @@ def test_another_system_message_can_be_given_and_so_can_none(system: str, learne
     "".join(talk.ask(QUESTION))
     assert [turn.content for turn in talk.sessions["tuned"].turns if turn.role == "system"] == [system] * bool(system)
     assert not any("system message" in line for line in listener.lines)
+
+
+def exported(run: RunFolder, kind: str, folder: Path) -> Path:
+    """The run's adapter, or its model merged, outside of the run with the contract beside it."""
+    if kind == "adapter":
+        shutil.copytree(run.adapter, folder)
+    else:
+        merged.write_merged(opening.open_trained(run, Silent()), folder, "fp32")
+    shutil.copy(run.contract, folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+def test_an_exported_folder_is_held_to_the_contract_beside_it(kind: str, learned: RunFolder, tmp_path: Path) -> None:
+    folder = exported(learned, kind, tmp_path / kind)
+    talk = open_model(str(folder), listener := Listener(), max_new_tokens=40)
+    assert f"system message (the one it was trained with): {SYSTEM}" in listener.lines
+    assert "".join(talk.ask(QUESTION)) == ANSWER
+    promised = json.loads((folder / "contract.json").read_text())
+    (folder / "contract.json").write_text(json.dumps(promised | {"stop_tokens": ["</s>"]}))
+    with pytest.raises(RunError, match="was trained to stop at </s>"):
+        open_model(str(folder))
+    (folder / "contract.json").unlink()
+    assert open_model(str(folder)).sessions["tuned"].turns == []
+
+
+def test_an_adapter_that_lies_in_its_run_stands_on_the_runs_base(copied: RunFolder) -> None:
+    config = json.loads((copied.adapter / "adapter_config.json").read_text())
+    folder = shutil.copytree(copied.adapter, copied.path / "adapter-export")
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "../base"}))  # as the settings file had it
+    assert "".join(open_model(str(folder), max_new_tokens=40).ask(QUESTION)) == ANSWER
+    outside = folder.rename(copied.path.parent / "outside")
+    (outside / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": ""}))
+    with pytest.raises(ModelError, match="names no model"):
+        open_model(str(outside))
 
 
 def test_a_run_trained_without_a_system_message_says_so(write: Write) -> None:

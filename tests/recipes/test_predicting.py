@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from typer.testing import CliRunner
 
 from luthier import files
 from luthier.cli.app import _build
-from luthier.errors import CallError, DataError, LuthierError
+from luthier.errors import CallError, DataError, LuthierError, RunError
 from luthier.recipes import predicting
 from luthier.recipes.predicting import Call, predict
 from luthier.reporting import NO_NUMBERS, Silent
@@ -51,6 +53,20 @@ def test_every_row_is_answered_or_listed(learned: RunFolder, tmp_path: Path) -> 
     assert [row["line"] for row in listed] == [4, 5, 6, 10]
     assert listed[0]["raw"] == "broken"
     assert not call(learned, "", to).part.exists()
+
+
+def test_an_exported_folder_is_held_to_the_contract_beside_it(learned: RunFolder, tmp_path: Path) -> None:
+    folder = shutil.copytree(learned.adapter, tmp_path / "adapter")
+    shutil.copy(learned.contract, folder)
+    data = write(tmp_path / "rows.jsonl", ROWS)
+    asked = Call(str(folder), [data], tmp_path / "answers.jsonl", max_new_tokens=40)
+    predict(asked)
+    assert [row["prediction"] for row in lines(asked.to)] == EXPECTED  # with the contract's system message
+    kept = json.loads(learned.contract.read_text())
+    kept["golden"][0]["ids"][3] += 1
+    (folder / "contract.json").write_text(json.dumps(kept))
+    with pytest.raises(RunError, match="chat template has changed"):
+        predict(replace(asked, to=tmp_path / "other.jsonl"))
 
 
 class Bar:

@@ -130,6 +130,14 @@ def test_a_merged_folder_keeps_the_contract_of_the_run_that_it_lies_in(copied: R
     assert serving._open(wanted, Silent()).base.system is None
 
 
+def test_an_adapters_folder_brings_its_base_and_its_contract(learned: RunFolder, tmp_path: Path) -> None:
+    folder = shutil.copytree(learned.adapter, tmp_path / "support")
+    shutil.copy(learned.contract, folder)
+    opened = serving._open(serving.Wanted([str(folder)], precision="fp32"), Silent())
+    assert [opened.base.system, not opened.engine.adapted] == [None, True]
+    assert [(one.name, one.system) for one, _ in opened.adapters] == [("support", SYSTEM)]
+
+
 def test_a_key_is_shown_once_and_kept_as_its_hash(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     made = CliRunner().invoke(_build(), ["serve", "--new-key", "alice", "--keys", str(path), "--key-model", "support"])

@@ -20,7 +20,7 @@ SERVER = "A server"
 
 
 def chat(
-    run: Annotated[str | None, typer.Argument(help="A run (its folder, its name in ./runs, or last), or a model's folder or name.")] = None,
+    run: Annotated[str | None, typer.Argument(help="A run (its folder, its name in ./runs, or last), a model, or an exported folder.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Ask this and end (default: a conversation).")] = None,
     base: Annotated[bool, typer.Option("--base", help="Talk to the base model.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Answers of both.")] = False,
@@ -86,13 +86,13 @@ def _check_who(run: str | None, url: str | None, model: str | None, key_env: str
 
 
 def _run(name: str) -> run_folder.RunFolder | None:
-    """The run of this name; None for a model: its folder, or its name in the catalog. Raises RunError for what is neither."""
+    """The run of this name; None for a model (its folder, an adapter's, or its name in the catalog). Raises RunError for what is neither."""
     try:
         return run_folder.open_run(name)
     except RunError:
         from luthier.models import find
 
-        if (Path(name) / "config.json").is_file() or find.of_catalog(name) is not None:
+        if (Path(name) / "config.json").is_file() or find.holds_adapter(Path(name)) or find.of_catalog(name) is not None:
             return None
         raise
 

@@ -14,7 +14,9 @@ DRAWN = "How answers are made"
 
 
 def predict(
-    model: Annotated[str, typer.Argument(help="A run (its folder, its name in ./runs, or last), a checkpoint (RUN@step-000100) or a model.")],
+    model: Annotated[
+        str, typer.Argument(help="A run (its folder, its name in ./runs, or last), a checkpoint (RUN@step-000100), a model or an exported folder.")
+    ],
     data: Annotated[list[str], typer.Option(help="A file of rows to ask, with answers or without; may be given several times.")],
     to: Annotated[Path, typer.Option(help="The .jsonl file to write: each row with its answer.")],
     column: Annotated[str, typer.Option(help="The column that takes the answer.")] = "prediction",

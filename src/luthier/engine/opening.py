@@ -25,7 +25,7 @@ from luthier.models.earlier import earlier_trained as earlier_trained
 from luthier.plan.machine import memory_bytes
 from luthier.records import TokenizedExample
 from luthier.reporting import Reporter, Silent
-from luthier.run_folder import RunFolder
+from luthier.run_folder import RunFolder, is_run
 
 # So many times the model's width in tokens, and a row's attention costs as much as its products: 12 D^2 against 2 T D a token and layer.
 QUADRATIC_WIDTHS = 6
@@ -117,10 +117,34 @@ def _with_adapter(model: Any, folder: Path, run: RunFolder, config: Config, adap
 
 
 def open_model(name: str, reporter: Reporter, precision: str = "bf16", device: str = "auto") -> Engine:
-    """A model by itself, by its catalog name, hub id or folder."""
-    folder = find.find(name, reporter)
+    """A model by itself, by its catalog name, hub id or folder; or an adapter's folder, with the run that it lies in or the base that it names."""
+    if not find.holds_adapter(adapter := Path(name)):
+        return Engine(*_by_itself(find.find(name, reporter), precision, device))
+    if is_run(str(adapter.parent)):
+        return open_trained(RunFolder(adapter.parent), reporter, adapter=adapter)
+    model, tokenizer = _beside(adapter, reporter, precision, device)
+    return Engine(adapters.load_adapter(model, adapter, trainable=False), tokenizer)
+
+
+def open_beside(adapter: Path, reporter: Reporter, precision: str = "bf16") -> Engine:
+    """The base of an adapter's folder (that of the run it lies in, or the one it names) by itself, with the tokenizer of the adapter."""
+    if is_run(str(adapter.parent)):
+        return open_base_of(RunFolder(adapter.parent), reporter, precision)
+    return Engine(*_beside(adapter, reporter, precision, "auto"))
+
+
+def _by_itself(folder: Path, precision: str, device: str) -> tuple[Any, Any]:
     model = load.load_model(folder, precision, best_device() if device == "auto" else device)  # type: ignore[arg-type]
-    return Engine(model.requires_grad_(False), load.load_tokenizer(folder))
+    return model.requires_grad_(False), load.load_tokenizer(folder)
+
+
+def _beside(adapter: Path, reporter: Reporter, precision: str, device: str) -> tuple[Any, Any]:
+    base = adapters.base_name(adapter)
+    reporter.say(f"{adapter}: an adapter of {base}")
+    model, own = _by_itself(find.find(base, reporter), precision, device)
+    tokenizer = load.load_tokenizer(adapter) if (adapter / "tokenizer_config.json").is_file() else own
+    vocabulary.fit_embeddings(model, own, tokenizer)
+    return model.requires_grad_(False), tokenizer
 
 
 def _base(folder: Path, settings: Settings, precision: str | None = None, device: str | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""What can be evaluated, by the name that a user gives it: a run, one of its checkpoints, or a model by itself."""
+"""What can be evaluated, by the name that a user gives it: a run, one of its checkpoints, a model by itself, or an adapter's folder."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ from luthier import files, sealed
 from luthier.config.load import load_config
 from luthier.engine import Engine, opening
 from luthier.errors import CallError, RunError
-from luthier.models import find, weights
+from luthier.models import adapters, find, weights
 from luthier.reporting import Reporter, Silent
 from luthier.run_folder import RunFolder, open_run
 
@@ -45,7 +45,7 @@ class Target:
 
 
 def target_of(name: str, output_dir: Path = RUNS) -> Target:
-    """What a name stands for: RUN, RUN@step-000100 (or @100), a checkpoint's folder, else a model's name, hub id or folder.
+    """What a name stands for: RUN, RUN@step-000100 (or @100), a checkpoint's folder, else a model's name, hub id or folder, or an adapter's.
 
     Raises RunError for a checkpoint that is not there.
     """
@@ -78,8 +78,8 @@ def _run_of(name: str, output_dir: Path) -> RunFolder | None:
     try:
         return open_run(name, output_dir)
     except RunError:
-        if name == "last" or (Path(name) / "adapter_config.json").is_file():
-            raise  # no model by itself either
+        if name == "last":
+            raise
         return None
 
 
@@ -128,7 +128,9 @@ def identity(target: Target, name: str, engine: Engine) -> str:
     """What tells this model's answers from another's: hashes of its weights, and the number format."""
     dtype = str(next(engine.model.parameters()).dtype)
     if target.run is None:
-        return f"{weights.fingerprint(find.find(name, Silent()))} {dtype}"
+        adapter = Path(name) / adapters.WEIGHTS
+        own = f"{files.sha256(adapter)} " if find.holds_adapter(Path(name)) else ""
+        return f"{own}{adapters.base_sha256(engine.model)} {dtype}"
     place = target.checkpoint or target.run.trained
     digest = hashlib.sha256()
     for path in sorted(place.glob("*.safetensors")):

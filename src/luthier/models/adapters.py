@@ -121,12 +121,20 @@ def _check_base(folder: Path, stored_config: dict[str, Any], model: Any) -> None
     """Raises ModelError where the adapter says by its hash that it was made for another base than `model` was loaded from."""
     path = folder / ORIGIN
     made_for = weights.read_object(path, "save the adapter again").get("base_sha256") if path.is_file() else None
-    found = _base_sha256(model)
+    found = base_sha256(model)
     if made_for and found and made_for != found:
         raise _mismatch(folder, stored_config, model, f"that base's weights have the hash {made_for[:12]}, and these {found[:12]}")
 
 
-def _base_sha256(model: Any) -> str | None:
+def base_name(folder: Path) -> str:
+    """The base that the adapter in `folder` was made for, as its file names it. Raises ModelError where it names none."""
+    name = weights.read_object(folder / CONFIG, "name a folder that holds an adapter").get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise ModelError("base_model_name_or_path names no model", where=str(folder / CONFIG), next_step="write the name of its base there")
+    return name
+
+
+def base_sha256(model: Any) -> str | None:
     """The hash of the folder that the model was loaded from; None for one that was not loaded from a folder."""
     folder = Path(str(model.config._name_or_path))
     return weights.fingerprint(folder) if (folder / "config.json").is_file() else None
@@ -213,8 +221,8 @@ def _write_adapter(model: Any, staging: Path, base_name: str, tokenizer: Any) ->
         model.save_pretrained(staging, save_embedding_layers=False)
         if initial.frozen(model):
             _take_start_off(model, staging)
-    if base_sha256 := _base_sha256(model):
-        files.write_json(staging / ORIGIN, {"base": base_name, "base_sha256": base_sha256})
+    if digest := base_sha256(model):
+        files.write_json(staging / ORIGIN, {"base": base_name, "base_sha256": digest})
     if tokenizer is not None:
         save_tokenizer(tokenizer, staging)
     # PEFT's card is a form to fill in, and names the base by its path on this machine.

@@ -89,7 +89,7 @@ def check_folder(folder: Path) -> None:
     """Refuse a folder that is not a whole model of safetensors with its tokenizer, or that needs code of its own to be run."""
     if not folder.is_dir():
         raise ModelError("is a file, and a model is a folder", where=str(folder), next_step="name the folder with config.json and *.safetensors")
-    if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():
+    if holds_adapter(folder):
         raise ModelError("is an adapter, not a model", where=str(folder), next_step="set model to its base, and init_from to its run")
     config = weights.read_config(folder)
     weights.tensor_shapes(folder)
@@ -99,6 +99,11 @@ def check_folder(folder: Path) -> None:
     if _is_pointer(tokenizer):
         raise ModelError("is a Git LFS pointer, not the tokenizer", where=str(tokenizer), next_step="git lfs install && git lfs pull")
     _refuse_own_code(folder, config)
+
+
+def holds_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no model."""
+    return not (folder / "config.json").exists() and (folder / "adapter_config.json").exists()
 
 
 def _is_pointer(path: Path) -> bool:

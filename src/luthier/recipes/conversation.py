@@ -13,7 +13,7 @@ from luthier.data.tokenize import knows_system
 from luthier.engine import Engine, opening
 from luthier.engine.sampling import GREEDY, Sampling
 from luthier.errors import CallError, DataError
-from luthier.models import quantized
+from luthier.models import find, quantized
 from luthier.rag.finding import open_finder
 from luthier.rag.grounding import NOT_THERE, Grounded, Grounder, Grounding, cited, reading_of
 from luthier.rag.index import open_index
@@ -147,11 +147,14 @@ def open_model(
     sampling: Sampling = GREEDY,
     stop: Sequence[str] = (),
 ) -> Talk:
-    """A talk with a model by itself: a folder (an exported one, too), a name of the catalog or a hub id."""
-    engine = opening.open_model(name, reporter or Silent())
-    templated = engine.tokenizer.chat_template is not None
-    sessions = {voice: Session(system or None, templated) for voice in VOICES}
-    return Talk(engine, sessions, max_new_tokens or MAX_NEW_TOKENS, None, sampling, stop)
+    """A talk with a model by itself: a folder (an exported one, or an adapter's, too), a name of the catalog or a hub id.
+
+    A folder with a contract is held to it, and without `system` its system message is used, and said.
+    """
+    reporter = reporter or Silent()
+    engine = opening.open_model(name, reporter)
+    promised = contract.of(None, Path(name) if find.is_folder(name, Path()) else None, engine.tokenizer, engine.stop_ids)
+    return Talk(engine, _sessions(engine, promised, system, reporter), max_new_tokens or MAX_NEW_TOKENS, None, sampling, stop)
 
 
 def open_talk(
@@ -167,13 +170,18 @@ def open_talk(
     reporter = reporter or Silent()
     engine = opening.open_trained(run, reporter)
     promised = contract.read_checked(run, engine.tokenizer, engine.stop_ids)
-    used = system if system is not None else promised["system"]
-    if system is None and used:
-        reporter.say(f"system message (the one this run was trained with): {used}")
-    elif system is None and promised["templated"]:
-        reporter.say("system message: none, as in the training rows (a chat template may put in its own)")
-    if used and promised["templated"] and not knows_system(engine.tokenizer):
-        reporter.say("this chat template has no system role: the system message is put before the first question")
     length = max_new_tokens or max(MAX_NEW_TOKENS, int(load_config(run.config).settings.evaluation.max_new_tokens))
-    sessions = {voice: Session(used, promised["templated"]) for voice in VOICES}
-    return Talk(engine, sessions, length, run, sampling, stop)
+    return Talk(engine, _sessions(engine, promised, system, reporter), length, run, sampling, stop)
+
+
+def _sessions(engine: Engine, promised: dict[str, Any], system: str | None, reporter: Reporter) -> dict[str, Session]:
+    """A conversation for each voice, as the contract promises it; {}: of a model that has none."""
+    templated = bool(promised.get("templated", engine.tokenizer.chat_template is not None))
+    used = system if system is not None else promised.get("system")
+    if system is None and used:
+        reporter.say(f"system message (the one it was trained with): {used}")
+    elif system is None and promised and templated:
+        reporter.say("system message: none, as in the training rows (a chat template may put in its own)")
+    if used and templated and not knows_system(engine.tokenizer):
+        reporter.say("this chat template has no system role: the system message is put before the first question")
+    return {voice: Session(used, templated) for voice in VOICES}

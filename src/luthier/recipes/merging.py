@@ -62,7 +62,7 @@ def _part(text: str, reporter: Reporter) -> Part:
         raise CallError(f"{text!r} names no adapter with a weight", where="luthier merge", next_step="RUN:0.7, or FOLDER:0.7")
     if (Path(name) / adapters.CONFIG).is_file():
         folder, place = Path(name), Path()
-        base_name = str(files.read_json(folder / adapters.CONFIG).get("base_model_name_or_path") or "")
+        base_name = adapters.base_name(folder)
     else:
         run = open_run(name)
         if not run.adapter.is_dir():

@@ -144,12 +144,10 @@ def _check_rows(rows: Sequence[Question | Rejected], call: Call) -> None:
 
 def _system(call: Call, target: targets.Target, engine: Engine, reporter: Reporter) -> str | None:
     """The system message of rows that have none."""
-    if target.run is None:
-        return call.system
-    promised = contract.read_checked(target.run, engine.tokenizer, engine.stop_ids)
-    if call.system is None and promised["system"]:
-        reporter.say(f"system message where a row has none (the one this run was trained with): {promised['system']}")
-    return promised["system"] if call.system is None else call.system
+    promised: str | None = contract.of(target.run, target.folder, engine.tokenizer, engine.stop_ids).get("system")
+    if call.system is None and promised:
+        reporter.say(f"system message where a row has none (the one it was trained with): {promised}")
+    return promised if call.system is None else call.system
 
 
 def _longest(target: targets.Target) -> int:

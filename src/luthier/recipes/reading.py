@@ -63,7 +63,7 @@ def open_reader(
     target = targets.target_of(model)
     finder = open_finder(opened, reporter, reranker=reranker)
     engine = targets.open_target(target, model, reporter)
-    promised = contract.read_checked(target.run, engine.tokenizer, engine.stop_ids) if target.run else {}
+    promised = contract.of(target.run, target.folder, engine.tokenizer, engine.stop_ids)
     grounder = Grounder(finder, how, grounding.reading_of(engine.tokenizer), engine.context, reporter.say)
     return Reader(engine, grounder, promised.get("system"), bool(promised.get("templated", True)), max_new_tokens)
 

@@ -12,7 +12,7 @@ from luthier.config.methods import METHODS
 from luthier.engine import Engine, opening, row_adapters
 from luthier.engine.by_row import RowAdapter
 from luthier.errors import CallError, RunError
-from luthier.models import adapters
+from luthier.models import adapters, find
 from luthier.plan import machine
 from luthier.rag.finding import open_finder
 from luthier.rag.grounding import NOT_THERE, Grounder, Grounding, reading_of
@@ -150,7 +150,11 @@ def _open(wanted: Wanted, reporter: Reporter) -> Opened:
     precision = (
         wanted.precision if wanted.precision != "auto" else ("bf16" if run is None else str(load_config(run.config).settings.training.precision))
     )
-    if run is None:
+    if find.holds_adapter(Path(first)):
+        engine = opening.open_beside(Path(first), reporter, precision)
+        base = Served(_plain_name(adapters.base_name(Path(first))))
+        others = named
+    elif run is None:
         engine = opening.open_model(first, reporter, precision)
         base = Served(first_name or _plain_name(first), system=_promised(Path(first), engine) if Path(first).is_dir() else None)
         others = named[1:]
@@ -208,7 +212,7 @@ def _adapter(name: str, place: str, engine: Engine, reporter: Reporter) -> tuple
 
 
 def _promised(folder: Path, engine: Engine) -> str | None:
-    return contract.system_beside(folder, engine.tokenizer, engine.stop_ids)
+    return contract.of(None, folder, engine.tokenizer, engine.stop_ids).get("system")
 
 
 def _checked(run: RunFolder, engine: Engine) -> dict[str, Any]:

@@ -46,11 +46,13 @@ def beside(folder: Path) -> Path | None:
     return next((path for place in (folder, folder.resolve().parent) if (path := place / "contract.json").is_file()), None)
 
 
-def system_beside(folder: Path, tokenizer: Any, stop_ids: set[int]) -> str | None:
-    """The system message that the contract of a folder promises, after all of it was checked. Raises RunError where it does not hold."""
-    path = beside(folder)
-    system: str | None = checked(path, tokenizer, stop_ids)["system"] if path else None
-    return system
+def of(run: RunFolder | None, folder: Path | None, tokenizer: Any, stop_ids: set[int]) -> dict[str, Any]:
+    """The contract of a run, or the one beside a folder, checked; {} where there is none, and for a model that is named otherwise.
+
+    Raises RunError where it does not hold.
+    """
+    path = run.contract if run else beside(folder) if folder else None
+    return checked(path, tokenizer, stop_ids) if path else {}
 
 
 def read(path: Path) -> dict[str, Any]:
