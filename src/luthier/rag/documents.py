@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -191,6 +192,7 @@ def _pdf(file: File, told: Told) -> list[Part]:
         from pypdf import PdfReader
     except ImportError as error:
         raise _missing(file, error) from error
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it complains of is in the rejection
     try:
         reader = PdfReader(file.path)
         if reader.is_encrypted and not reader.decrypt(""):
