@@ -32,6 +32,7 @@ class StandIn(ThreadingHTTPServer):
         self.held = threading.Event()
         self.running = True
         self.stops = True
+        self.counts = True  # else /tokenize is never answered
 
     def wait(self) -> None:
         """It answers from the beginning."""
@@ -59,7 +60,10 @@ class Speaking(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self.path == "/tokenize":
-            self._say({"tokens": self._tokens(body)})
+            if self.server.counts:
+                self._say({"tokens": self._tokens(body)})
+            else:
+                self._wait_for_the_end()
             return
         self.server.asked.append({**body, "path": self.path, "authorization": self.headers.get("authorization")})
         said = body["messages"][-1]["content"] if "messages" in body else str(body["prompt"])

@@ -26,6 +26,7 @@ from luthier.serve import forwarding, keys, upstream
 from luthier.serve.counters import Counters
 from luthier.serve.dialects import DIALECTS, Forwarded
 from luthier.serve.doors import Limits
+from luthier.serve.faults import Fault
 from luthier.serve.forwarding import Forwarding
 from luthier.serve.registry import Served
 from luthier.serve.upstream import Backend, Upstream
@@ -320,7 +321,7 @@ def grounded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
     with stand() as found, contextlib.ExitStack() as left:
         plan = recipe.Plan({}, {}, lambda: found.server.upstream.there(), ["<|im_start|>"], 2_000)
         finder = open_finder(open_index(folder / "index"))
-        for name, value in recipe._documents(finder, plan, found.server.upstream, "vllm", left).items():
+        for name, value in recipe._documents(finder, plan, found.server.upstream, recipe.Wanted("vllm", ["base"]), left).items():
             setattr(found.server, name, value)
         # The path of the embedder is made with the application.
         app = forwarding.application(found.server, keys.Keys([]), frozenset({"127.0.0.1"}))
@@ -367,10 +368,34 @@ def test_the_tools_of_a_request_are_counted(grounded: Stand, monkeypatch: pytest
     tool = {"type": "function", "function": {"name": "weather", "description": "how warm"}}
     counted: list[str] = []
     look_up = grounded.server.look_up
-    monkeypatch.setattr(grounded.server, "look_up", lambda turns, most, tools: counted.append(tools) or look_up(turns, most, tools))
+    monkeypatch.setattr(grounded.server, "look_up", lambda turns, most, tools, left: counted.append(tools) or look_up(turns, most, tools, left))
     assert grounded.post(QUESTION, tools=[tool]).status_code == 200
     assert grounded.post(QUESTION, tools=[tool], tool_choice="none").status_code == 200
     assert ["how warm" in tools for tools in counted] == [True, False]
+
+
+def test_a_look_up_ends_at_the_deadline_of_its_request(grounded: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grounded.server, "limits", Limits(answer_s=0.3))
+    monkeypatch.setattr(grounded.engine, "counts", False)
+    late = grounded.post(QUESTION)
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline")
+    assert grounded.engine.broken_off.wait(5)  # nor is it waited for behind the answer
+
+
+def test_a_look_up_ends_when_its_client_has_gone(grounded: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    def look_up(turns: list[Any], most: int | None, tools: str, left: Callable[[], float]) -> Any:
+        with contextlib.suppress(Fault):
+            while left():
+                time.sleep(0.01)
+        ended.set()
+
+    monkeypatch.setattr(grounded.server, "look_up", look_up)
+    body = {"model": "base", "messages": [{"role": "user", "content": QUESTION}]}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{grounded.url}/v1/chat/completions", json=body, timeout=0.3)
+    assert ended.wait(5)
 
 
 def test_the_embedder_of_the_index_answers_and_is_listed(grounded: Stand) -> None:

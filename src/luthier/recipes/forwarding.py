@@ -29,13 +29,15 @@ from luthier.serve.backends.vllm import Vllm, python_of, version_of
 from luthier.serve.backends.vllm import Wanted as WantedOfVllm
 from luthier.serve.dialects import DIALECTS, Body, Forwarded, Post
 from luthier.serve.doors import Limits
-from luthier.serve.faults import Fault
+from luthier.serve.faults import Fault, too_late
 from luthier.serve.registry import Served, check_name
 from luthier.serve.upstream import Backend, Upstream
 
 INSTALL = 'pip install "luthier[serve]"'
 # Where nothing else is asked for: keys and values of every slot take memory.
 CONTEXT = 2048
+# For one answer of an engine that has just begun.
+CHECK_S = 600.0
 OTHERWISE = "luthier serve --engine transformers takes it, or export it with --to merged and serve that"
 VLLM_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "auto": None}
 
@@ -109,7 +111,7 @@ def serve(wanted: Wanted, reporter: Reporter | None = None) -> None:
             most=wanted.slots + wanted.queue,
             knows_system=plan.knows_system,
             control=plan.control,
-            **(_documents(finder, plan, upstream, wanted.engine, left) if finder else {}),
+            **(_documents(finder, plan, upstream, wanted, left) if finder else {}),
         )
         app = forwarding.application(server, allowed, listening.own_names(wanted.host, tuple(wanted.allowed_hosts)))
         names = [one.served for one in plan.names.values()]
@@ -120,32 +122,41 @@ def serve(wanted: Wanted, reporter: Reporter | None = None) -> None:
     reporter.say(listening.farewell(server.in_flight))
 
 
-def _documents(finder: Finder, plan: Plan, upstream: Upstream, engine: str, left: ExitStack) -> dict[str, Any]:
+def _documents(finder: Finder, plan: Plan, upstream: Upstream, wanted: Wanted, open_files: ExitStack) -> dict[str, Any]:
     """What a server with documents has beside its engine: a look-up that counts by the engine's own tokenizer, and the embedder of the index."""
     import httpx
 
     from luthier.serve import dialects, messages, passages
 
-    post = _posting(left.enter_context(httpx.Client(timeout=600, trust_env=False)), upstream.there, DIALECTS[engine].name)
+    dialect, client = DIALECTS[wanted.engine], open_files.enter_context(httpx.Client(trust_env=False))
 
-    def tokens(asked: Sequence[Body] | str, tools: str = "") -> int:
+    def tokens(left: passages.Left, asked: Sequence[Body] | str, tools: str = "") -> int:
         try:
-            return len(DIALECTS[engine].tokens(post, asked, dialects.tools_of(tools)))
+            return len(dialect.tokens(_posting(client, upstream.there, dialect.name, left), asked, dialects.tools_of(tools)))
+        except httpx.TimeoutException as error:
+            raise too_late() from error
         except httpx.TransportError as error:
             raise upstream.down() from error
 
-    reading = Reading(tokens, lambda turns, tools: tokens(messages.all_written(turns, plan.knows_system), tools), plan.control)
-    look_up = passages.look_up_with(Grounder(finder, Grounding(), reading, plan.context, logging.getLogger("luthier.serve").warning), NOT_THERE)
-    return {"look_up": look_up, "embed": finder.embedder, "embed_name": finder.embedder.name, "count": tokens}
+    def reading(left: passages.Left) -> Reading:
+        count = partial(tokens, left)
+        return Reading(count, lambda turns, tools: count(messages.all_written(turns, plan.knows_system), tools), plan.control)
+
+    def of_an_embedding() -> float:
+        return wanted.answer_s
+
+    grounder = Grounder(finder, Grounding(), reading(of_an_embedding), plan.context, logging.getLogger("luthier.serve").warning)
+    look_up = passages.look_up_with(lambda left: replace(grounder, reading=reading(left)), NOT_THERE)
+    return {"look_up": look_up, "embed": finder.embedder, "embed_name": finder.embedder.name, "count": partial(tokens, of_an_embedding)}
 
 
-def _posting(client: Any, there: Callable[[], Backend], name: str) -> Post:
-    """Posts to the engine that is there. Raises a Fault with its own words where it refuses."""
+def _posting(client: Any, there: Callable[[], Backend], name: str, left: Callable[[], float] = lambda: CHECK_S) -> Post:
+    """Posts to the engine that is there, for as many seconds as are left. Raises a Fault with its own words where it refuses."""
     from luthier.serve import dialects
 
     def post(path: str, body: Body) -> Body:
         backend = there()
-        answer = client.post(backend.url + path, json=body, headers=dict(backend.headers))
+        answer = client.post(backend.url + path, json=body, headers=dict(backend.headers), timeout=left())
         if answer.status_code != 200:
             raise dialects.fault_of(name, answer.status_code, answer.json())
         found: Body = answer.json()
@@ -175,7 +186,7 @@ def _keep_contracts(plan: Plan, engine: str, backend: Backend) -> None:
     from luthier.serve import agreement
 
     dialect = DIALECTS[engine]
-    with httpx.Client(base_url=backend.url, headers=dict(backend.headers), timeout=600, trust_env=False) as client:
+    with httpx.Client(base_url=backend.url, headers=dict(backend.headers), timeout=CHECK_S, trust_env=False) as client:
         base = next(iter(plan.names.values()))
         template = (lambda: client.get("/props").json().get("chat_template")) if engine == "gguf" else (lambda: None)
         asking = agreement.Asking(dialect, _posting(client, lambda: backend, dialect.name), base, len(plan.names) - 1, template)

@@ -130,7 +130,7 @@ def _documents(index: Path, engine: Engine) -> dict[str, Any]:
     """What a server with documents has beside its model: a look-up, and the embedder of the index."""
     finder = open_finder(open_index(index))
     grounder = Grounder(finder, Grounding(), reading_of(engine.tokenizer), engine.context, logging.getLogger("luthier.serve").warning)
-    return {"look_up": look_up_with(grounder, NOT_THERE), "embed": finder.embedder, "embed_name": finder.embedder.name}
+    return {"look_up": look_up_with(lambda left: grounder, NOT_THERE), "embed": finder.embedder, "embed_name": finder.embedder.name}
 
 
 def room_bytes(engine: Engine) -> int:

@@ -96,14 +96,15 @@ class Routes:
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation (OpenAI's chat completions)."""
-        asked = await routing.read(request, ChatAsked)
+        asked, latest = await routing.read(request, ChatAsked), self._latest()
         to = self._named(request, asked.model)
         turns = turns_of(asked, to.served.system, self.server.control)
-        found = await passages.looked_up(self.server.look_up, asked, turns)
+        found = await passages.looked_up(request, self.server.look_up, asked, turns, latest)
         if found is not None and found.answer:
             return passages.without_model(request, asked, to.served.name, found)
         beside = {} if found is None else {"passages": found.passages}
-        return await self._pass_on(request, asked, to, messages.all_written(found.turns if found else turns, self.server.knows_system), beside)
+        said = messages.all_written(found.turns if found else turns, self.server.knows_system)
+        return await self._pass_on(request, asked, to, said, beside, latest)
 
     async def complete(self, request: Request) -> Response:
         """Go on with a text (OpenAI's completions)."""
@@ -111,7 +112,7 @@ class Routes:
         to = self._named(request, asked.model)
         if isinstance(asked.prompt, str):
             messages.check_control(asked.prompt, "prompt", self.server.control)
-        return await self._pass_on(request, asked, to, [], {})
+        return await self._pass_on(request, asked, to, [], {}, self._latest())
 
     async def change(self, request: Request) -> Response:
         """Adapters of such an engine are those that it was started with."""
@@ -162,10 +163,16 @@ class Routes:
             raise unknown_model(name)
         return self.server.names[name]
 
-    async def _pass_on(self, request: Request, asked: ChatAsked | CompletionAsked, to: Forwarded, said: Sequence[Body], beside: Body) -> Response:
+    def _latest(self) -> float:
+        """When a request that begins now has to be answered (of time.monotonic)."""
+        return time.monotonic() + self.server.limits.answer_s
+
+    async def _pass_on(
+        self, request: Request, asked: ChatAsked | CompletionAsked, to: Forwarded, said: Sequence[Body], beside: Body, latest: float
+    ) -> Response:
         key = routing.key_of(request)
         body = dialects.body_of(self.server.dialect, asked, said, to, self.server.adapters, key.name if key else "")
-        passed = Passed(self.server, to.served.name, routing.id_of(request), PATHS[type(asked)], body, beside)
+        passed = Passed(self.server, to.served.name, routing.id_of(request), PATHS[type(asked)], body, beside, latest)
         if asked.stream:
             with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
             events = passed.events(with_usage)
@@ -189,12 +196,12 @@ def turns_of(asked: ChatAsked, system: str | None, control: Sequence[str]) -> li
 
 
 class Passed:
-    """One request on its way through the engine. What is `beside` stands in its answer too: in a stream, in the first piece."""
+    """One request on its way through the engine. What is `beside` stands in its answer too: in a stream, in the first piece. It ends
+    at `latest` (of time.monotonic)."""
 
-    def __init__(self, server: Forwarding, name: str, id: str, path: str, body: Body, beside: Body) -> None:
+    def __init__(self, server: Forwarding, name: str, id: str, path: str, body: Body, beside: Body, latest: float) -> None:
         self.server, self.name, self.id, self.path, self.body, self.beside = server, name, id, path, body, beside
-        self._begun = time.monotonic()
-        self._latest = self._begun + server.limits.answer_s
+        self._begun, self._latest = time.monotonic(), latest
 
     async def whole(self) -> Body:
         """The answer, once it is whole. Where the client goes away this is cancelled, and so is the engine's work."""

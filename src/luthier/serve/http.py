@@ -101,7 +101,8 @@ class Routes:
         turns = asked.turns
         if served.system and turns[0].role != "system":
             turns = [Turn("system", served.system), *turns]
-        looked_up = await passages.looked_up(self.server.look_up, asked, turns)
+        latest = time.monotonic() + self.server.limits.answer_s
+        looked_up = await passages.looked_up(request, self.server.look_up, asked, turns, latest)
         if looked_up is not None and looked_up.answer:
             return passages.without_model(request, asked, served.name, looked_up)
 

@@ -1,6 +1,7 @@
 """Answers with the passages that they were made from, where the server has documents to look things up in."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from luthier.errors import DataError
 from luthier.records import Turn
 from luthier.serve import routing
 from luthier.serve.asked import ChatAsked
-from luthier.serve.faults import Fault, bad_request
+from luthier.serve.faults import Fault, bad_request, too_late
 from luthier.serve.registry import now
 from luthier.serve.shapes import Part, Shape, chat_shape
 
@@ -32,25 +33,43 @@ class LookedUp:
     answer: str = ""
 
 
+# Seconds that a look-up may still take. Raises a Fault once there are none, or nobody waits for it.
+Left = Callable[[], float]
 # A conversation, the tokens that its answer may have (None: as many as there is room for) and its tools (JSON, or "") to the same with passages.
 # Raises DataError where the question leaves no room for any.
-LookUp = Callable[[list[Turn], int | None, str], LookedUp]
+LookUp = Callable[[list[Turn], int | None, str, Left], LookedUp]
 
 
-def look_up_with(ground: Callable[..., Any], not_there: str) -> LookUp:
-    """A look-up: `ground` puts passages before a conversation's question, and where nothing fits the answer is `not_there`."""
+def look_up_with(ground: Callable[[Left], Callable[..., Any]], not_there: str) -> LookUp:
+    """A look-up: what `ground` gives puts passages before a conversation's question, and where nothing fits the answer is `not_there`."""
 
-    def look_up(turns: list[Turn], answer_tokens: int | None, tools: str) -> LookedUp:
-        grounded = ground(turns, answer_tokens or ANSWER_TOKENS, tools=tools)
+    def look_up(turns: list[Turn], answer_tokens: int | None, tools: str, left: Left) -> LookedUp:
+        grounded = ground(left)(turns, answer_tokens or ANSWER_TOKENS, tools=tools)
         return LookedUp(grounded.turns, grounded.passages, "" if grounded.passages else not_there)
 
     return look_up
 
 
-async def looked_up(look_up: LookUp | None, asked: ChatAsked, turns: list[Turn]) -> LookedUp | None:
+@dataclass(slots=True)
+class Waiting:
+    """Somebody who waits for a look-up, until `latest` (of time.monotonic) at most."""
+
+    latest: float
+    over: bool = False
+
+    def left(self) -> float:
+        """Seconds. Raises a Fault where there are none."""
+        seconds = 0.0 if self.over else self.latest - time.monotonic()
+        if seconds <= 0:
+            raise too_late()
+        return seconds
+
+
+async def looked_up(request: Request, look_up: LookUp | None, asked: ChatAsked, turns: list[Turn], latest: float) -> LookedUp | None:
     """The conversation with passages; None where this request or this server looks nothing up.
 
-    Raises a Fault where there is no room for passages, and where nothing fits and the answer was to be JSON.
+    Raises a Fault where there is no room for passages, where nothing fits and the answer was to be JSON, and at `latest` (of time.monotonic).
+    A look-up that nobody waits for any more ends before the next tokens that it would have counted elsewhere.
     """
     if look_up is None:
         if asked.rag:
@@ -58,10 +77,17 @@ async def looked_up(look_up: LookUp | None, asked: ChatAsked, turns: list[Turn])
         return None
     if asked.rag is False or turns[-1].role != "user":  # what a tool gave is no question
         return None
+    waiting = Waiting(latest)
     try:
-        found = await asyncio.to_thread(look_up, turns, asked.limit, asked.tools_as_json)
+        async with asyncio.timeout(waiting.left()):
+            work = asyncio.to_thread(look_up, turns, asked.limit, asked.tools_as_json, waiting.left)
+            found = await routing.unless_gone(request, work, lambda: None)
+    except TimeoutError as error:
+        raise too_late() from error
     except DataError as error:
         raise bad_request("messages", error.problem, error.next_step) from error
+    finally:
+        waiting.over = True
     if found.answer and asked.response_format and asked.response_format.schema_of_answer is not None:
         problem = "nothing in the documents fits the question, and a sentence that says so is not the JSON that response_format asks for"
         raise Fault(400, "not_in_documents", f'{problem}. Try: another question, or "rag": false', "messages")
