@@ -178,7 +178,7 @@ WRONG = {
     "seed=2026-01-01": 'seed is "2026-01-01": should be a valid integer',
     "device=tpu": "device is 'tpu': should be 'auto', 'cpu', 'cuda' or 'mps'",
     "report_to=none": "report_to is 'none': should be a valid list",
-    "report_to=[comet]": "should be 'tensorboard', 'wandb' or 'mlflow'",
+    "report_to=[comet]": "should be 'tensorboard', 'wandb', 'mlflow' or 'trackio'",
 }
 
 
@@ -432,7 +432,7 @@ VALUES = {
     "launch.max_restarts": COUNT,
     "launch.timeout_minutes": st.floats(0.5, 600),
     "max_memory": st.none() | st.sampled_from(["3GB", "2.5 GiB", "900MB"]),
-    "report_to": st.lists(st.sampled_from(["tensorboard", "wandb", "mlflow"]), unique=True),
+    "report_to": st.lists(st.sampled_from(["tensorboard", "wandb", "mlflow", "trackio"]), unique=True),
     "seed": COUNT,
 }
 # Allowed beside some values of others only: each stands in a test of its own.

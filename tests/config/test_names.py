@@ -150,7 +150,7 @@ def test_trackers_are_understood_wherever_they_are_written(load: Any, refuse: An
         assert load(text).settings.report_to == ["tensorboard"]
     error = refuse("training:\n  report_to: comet_ml\n")
     assert error.where == "luthier.yaml:4"
-    assert "'tensorboard', 'wandb' or 'mlflow'" in error.problem
+    assert "'tensorboard', 'wandb', 'mlflow' or 'trackio'" in error.problem
 
 
 @pytest.mark.parametrize(

@@ -405,14 +405,31 @@ def of_mlflow(run: RunFolder) -> dict[str, dict[int, float]]:
     return {name: {row.step: row.value for row in client.get_metric_history(tracked.info.run_id, name)} for name in names}
 
 
-LIBRARIES = {"tensorboard": of_tensorboard, "wandb": of_wandb, "mlflow": of_mlflow}
+def of_trackio(run: RunFolder) -> dict[str, dict[int, float]]:
+    import trackio
+
+    (tracked,) = [one for one in trackio.Api().runs("luthier") if one.name.startswith(f"{run.name}-")]
+    assert tracked.config["training.learning_rate"] == 0.01
+    rows = trackio.sqlite_storage.SQLiteStorage.get_logs("luthier", tracked.name)
+    assert rows[-1]["outcome"] == "finished"
+    found: dict[str, dict[int, float]] = {}
+    for row in rows:
+        for name in row.keys() - {"step", "timestamp", "outcome"}:
+            found.setdefault(name, {})[row["step"]] = row[name]
+    return found
+
+
+LIBRARIES = {"tensorboard": of_tensorboard, "wandb": of_wandb, "mlflow": of_mlflow, "trackio": of_trackio}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_a_library_holds_what_metrics_jsonl_holds(name: str, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "trackio":
+        pytest.importorskip("trackio")  # an extra of its own
     monkeypatch.setenv("CANARY", "sk-canary-4242")
-    for variable in ("WANDB_API_KEY", "WANDB_MODE", "MLFLOW_TRACKING_URI"):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for variable in ("WANDB_API_KEY", "WANDB_MODE", "MLFLOW_TRACKING_URI", "TRACKIO_SERVER_URL", "TRACKIO_SPACE_ID"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("NETRC", "/nowhere")
     monkeypatch.setattr("sys.argv", ["luthier", "train", "--token=sk-canary-4242"])

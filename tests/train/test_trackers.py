@@ -1,12 +1,16 @@
 """A tracker that fails, hangs or is slow costs a run nothing but a line."""
 
+import inspect
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
+from luthier import files
 from luthier.config.settings import Settings
 from luthier.errors import ConfigError, LuthierError
 from luthier.records import StepReport
@@ -28,6 +32,29 @@ class Kept:
     def __call__(self, about: About) -> tuple[Log, Finish]:
         self.about.append(about)
         return lambda step, numbers: self.rows.append((step, numbers)), self.summary.update
+
+
+class Trackio(types.ModuleType):
+    """A stand-in of the library: what it is told, and it prints as the real one does."""
+
+    def __init__(self) -> None:
+        super().__init__("trackio")
+        self.run, self.utils = types.ModuleType("trackio.run"), types.ModuleType("trackio.utils")
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.rows: list[tuple[int, dict[str, Any]]] = []
+        self.finished = False
+
+    def init(self, project: str, **given: Any) -> Any:
+        vars(self).get("print", print)("* trackio project initialized")
+        self.calls.append((project, given))
+        return types.SimpleNamespace(log=self._log, finish=self._finish)
+
+    def _log(self, metrics: dict[str, Any], step: int) -> None:
+        self.rows.append((step, metrics))
+
+    def _finish(self) -> None:
+        vars(self.run).get("print", print)("* trackio run finished")
+        self.finished = True
 
 
 def report(step: int, loss: float = 1.5) -> StepReport:
@@ -190,6 +217,8 @@ def test_a_library_that_is_missing_is_named_before_the_run(monkeypatch: pytest.M
         trackers.require(["wandb"])
     assert (caught.value.where, caught.value.problem) == ("report_to", "wandb is not installed")
     assert 'pip install "luthier[track]"' in caught.value.next_step
+    with pytest.raises(ConfigError, match=r'pip install "luthier\[trackio\]"'):
+        trackers.require(["trackio"])
     trackers.require([])
 
 
@@ -204,3 +233,27 @@ def test_wandb_never_asks_for_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: A
     assert not trackers._has_wandb_key()
     monkeypatch.setenv("WANDB_API_KEY", "0123")
     assert trackers._has_wandb_key()
+
+
+def test_trackio_is_told_of_a_run_by_its_name_and_id(run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    stand_in = Trackio()
+    monkeypatch.setitem(sys.modules, "trackio", stand_in)  # of the same surface: see the next test
+    files.write_json(run.environment, {"id": "0123456789abcdef"})
+    asked = settings("trackio")
+    with Trackers(asked, run, 3, print, table={"trackio": trackers.TRACKERS["trackio"]}) as tracked:
+        tracked.watch(report(4))
+    ((project, given),) = stand_in.calls
+    assert (project, given["name"], given["resume"]) == ("luthier", f"{run.name}-89abcdef", "allow")
+    assert given["config"] == trackers.flat(asked)
+    assert stand_in.rows == [(4, stand_in.rows[0][1]), (4, {"outcome": "finished"})]
+    assert stand_in.rows[0][1]["train/loss"] == 1.5
+    assert stand_in.finished
+    assert "trackio" not in capsys.readouterr().out
+
+
+def test_the_real_trackio_has_what_the_stand_in_has() -> None:
+    trackio = pytest.importorskip("trackio")
+    assert {"project", "name", "config", "resume", "embed", "auto_log_gpu", "auto_log_cpu"} <= set(inspect.signature(trackio.init).parameters)
+    assert list(inspect.signature(trackio.Run.log).parameters) == ["self", "metrics", "step"]
+    assert list(inspect.signature(trackio.Run.finish).parameters) == ["self"]
+    assert all(inspect.ismodule(part) for part in (trackio.run, trackio.utils))

@@ -252,7 +252,7 @@ class Settings(Section):
     max_memory: Size | None = Field(
         None, description="most memory that a run may take (3GB; the GPU's where one is used), one that needs more is not begun; null: the machine's"
     )
-    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+    report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
         [], description="trackers that are told of every row of metrics.jsonl, which is always written (docs/runs.md); []: none"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="every random draw comes from this number")

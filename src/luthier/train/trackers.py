@@ -1,4 +1,4 @@
-"""Trackers (TensorBoard, Weights & Biases, MLflow): told of every row of metrics.jsonl, and never waited for while the training goes on.
+"""Trackers (TensorBoard, Weights & Biases, MLflow, Trackio): told of every row of metrics.jsonl, and never waited for while the training goes on.
 
 Each runs in a thread of its own behind a queue. One that fails, hangs or is slow is told of once, and costs the run neither a step nor a number.
 """
@@ -162,11 +162,36 @@ def _mlflow(about: About) -> tuple[Log, Finish]:
     return log, finish
 
 
-# By report_to: what opens it, and the package that it needs.
+def _trackio(about: About) -> tuple[Log, Finish]:
+    """A run of the project `luthier`: in TRACKIO_DIR or trackio's own folder, or where TRACKIO_SERVER_URL or TRACKIO_SPACE_ID says."""
+    import trackio
+
+    # What it prints at the beginning and the end would stand among the run's own lines.
+    for part in (trackio, trackio.run, trackio.utils):
+        part.print = lambda *words: None
+    # Its runs go by their names alone.
+    name = f"{about.run.name}-{about.id[-8:]}"
+    run = trackio.init("luthier", name=name, config=about.settings, resume="allow", embed=False, auto_log_gpu=False, auto_log_cpu=False)
+    last = about.done
+
+    def log(step: int, numbers: Numbers) -> None:
+        nonlocal last
+        last = step
+        run.log(numbers, step=step)
+
+    def finish(summary: dict[str, Any]) -> None:
+        run.log({"outcome": summary["outcome"]}, step=last)
+        run.finish()
+
+    return log, finish
+
+
+# By report_to: what opens it. The packages have the same names.
 TRACKERS: dict[str, Callable[[About], tuple[Log, Finish]]] = {
     "tensorboard": _tensorboard,
     "wandb":       _wandb,
     "mlflow":      _mlflow,
+    "trackio":     _trackio,
 }  # fmt: skip
 
 
@@ -174,7 +199,8 @@ def require(names: Sequence[str]) -> None:
     """Raises ConfigError where the library of a tracker is not installed: before anything is trained."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"{name} is not installed", where="report_to", next_step='pip install "luthier[track]", or take it out of report_to')
+            extra = "trackio" if name == "trackio" else "track"
+            raise ConfigError(f"{name} is not installed", where="report_to", next_step=f'pip install "luthier[{extra}]", or take it out of report_to')
 
 
 def flat(settings: Settings) -> dict[str, Any]:
