@@ -74,6 +74,21 @@ def test_heads_that_cannot_be_dealt_out_are_refused(smollm2: ModelFacts, h100: M
     assert (refused.value.where, refused.value.next_step) == ("sequence_parallel", "sequence_parallel: 1 or 3")
 
 
+def test_devices_that_compute_a_part_of_every_layer_share_weights_and_heads(smollm2: ModelFacts, h100: Machine) -> None:
+    with pytest.raises(ConfigError, match="the 9 heads and 3 key heads of this model cannot be dealt to 2 ranks") as refused:
+        choose.resolve(settings(devices=2, wrapping="tp"), smollm2, h100, ROWS)
+    assert (refused.value.where, refused.value.next_step) == ("devices", "devices: 1 or 3")
+    whole, cut = (choose.resolve(settings(devices=3, wrapping=how), smollm2, h100, ROWS).settings for how in ("ddp", "tp"))
+    parts = [cost.memory_parts(each, smollm2, h100, ROWS) for each in (whole, cut)]
+    assert parts[1]["weights"] == -(-parts[0]["weights"] // 3)
+    assert parts[1]["gathered"] == ranks.tables_bytes(smollm2, cut.training.precision)
+    sent = [scaling.traffic_of(each, smollm2, h100, ROWS) for each in (whole, cut)]
+    tokens = int(cut.training.batch_size) * ROWS.train_tokens / ROWS.train_rows
+    # 7 sums a layer of a vector of each token, 2 bytes a number; in a ring of 3 each sends 4 of 3 of it.
+    assert sent[1].inside - sent[0].inside == pytest.approx(4 / 3 * tokens * smollm2.hidden * 7 * smollm2.layers * 2, rel=1e-6)
+    assert ranks.at_work(cut, h100) == 3
+
+
 def test_hsdp_sends_between_hosts_only_its_part_of_what_is_trained() -> None:
     found = ranks.traffic("hsdp", Group(8, 4), 1_000_000, 8_000_000_000, 32, 1)
     assert found.between == 2 * 3 / 4 * 4_000_000 / 8

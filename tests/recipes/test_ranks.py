@@ -26,6 +26,11 @@ SETTINGS = [
     *("training.precision=fp32", "training.learning_rate=1e-2", f"training.max_steps={UPDATES}", "training.rows_file=true"),
     *("training.save_steps=1", "training.save_total_limit=9", "evaluation.sample_answers=0", "training.batch_size=9"),
 ]
+# Held-out rows, answers and the best checkpoint.
+MEASURING = [
+    *("data.eval=held.jsonl", "evaluation.every_steps=2", "evaluation.sample_answers=2", "evaluation.max_new_tokens=4"),
+    *("training.load_best_model_at_end=true", "training.save_best=true"),
+]
 # Loss and gradient norm of an update; weights after some updates, which AdamW moves by more than its gradients differ.
 SAME, SAME_WEIGHTS = 1e-5, 1e-4
 
@@ -95,6 +100,13 @@ def require_same(one: RunFolder, other: RunFolder, tolerance: float = SAME) -> N
     assert max(float((weights[0][name].float() - weights[1][name].float()).abs().max()) for name in weights[0]) < 10 * SAME_WEIGHTS
 
 
+def require_same_measurements(one: RunFolder, other: RunFolder) -> None:
+    losses = [[row["loss"] for row in run.read_metrics("eval")] for run in (one, other)]
+    assert len(losses[0]) == 2
+    assert losses[1] == pytest.approx(losses[0], rel=SAME)
+    assert one.best.read_text()[:12] == other.best.read_text()[:12]
+
+
 @pytest.fixture(scope="module")
 def trained(project: Project) -> Callable[[str], RunFolder]:
     """Runs of one rank and of two, by name."""
@@ -109,6 +121,7 @@ def trained(project: Project) -> Callable[[str], RunFolder]:
                 project.case("sharing tokens", *two, "sequence_parallel=2"),
                 project.case("sharing tokens, dropping", *two, "sequence_parallel=2", "lora.lora_dropout=0.2"),
                 project.case("fsdp", "devices=2", "wrapping=fsdp", *LORA),
+                project.case("tp", "devices=2", "wrapping=tp", *LORA),
             ],
         },
     )
@@ -134,6 +147,10 @@ def test_ranks_that_share_the_tokens_train_what_one_process_trains(trained: Call
 
 def test_ranks_that_share_the_weights_train_what_one_process_trains(trained: Callable[[str], RunFolder]) -> None:
     require_same(trained("one"), trained("fsdp"))
+
+
+def test_ranks_that_compute_a_part_of_every_layer_train_what_one_process_trains(trained: Callable[[str], RunFolder]) -> None:
+    require_same(trained("one"), trained("tp"))
 
 
 def test_an_update_sends_the_adapters_gradients_and_little_else(trained: Callable[[str], RunFolder]) -> None:
@@ -224,6 +241,34 @@ def test_every_kind_of_run_is_the_same_where_ranks_share_the_tokens(project: Pro
     assert "sequence_parallel was 2 and is now 1 (harmless" in said
 
 
+# Of these each rank computes a part of every layer.
+CUT_LAYERS: dict[str, tuple[str, ...]] = {
+    # name              settings
+    "full":             ("method=full", "training.learning_rate=1e-3"),
+    "recomputing":      ("training.gradient_checkpointing=full", *LORA),
+    "measured":         (*MEASURING, *LORA),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_every_kind_of_run_is_the_same_where_ranks_compute_a_part_of_every_layer(project: Project) -> None:
+    two, chain = ("devices=2", "wrapping=tp"), ("cut chain", *LORA)
+    project.run(
+        {"ranks": 1, "cases": [project.case(f"whole layers, {name}", *given) for name, given in CUT_LAYERS.items()]},
+        {"ranks": 2, "cases": [project.case(f"cut layers, {name}", *given, *two) for name, given in CUT_LAYERS.items()]},
+        {"ranks": 2, "cases": [project.case(*chain, *two, stop_at=1)]},
+        {"ranks": 1, "cases": [project.case(*chain, stop_at=2)]},
+        {"ranks": 2, "cases": [project.case(*chain, *two, stop_at=3)]},
+        {"ranks": 2, "cases": [project.case(*chain, "devices=2", "wrapping=fsdp")]},
+        {"ranks": 1, "cases": [project.case("whole chain", *LORA)]},
+    )
+    for name in CUT_LAYERS:
+        require_same(project.of(f"whole layers, {name}"), project.of(f"cut layers, {name}"))
+    require_same_measurements(project.of("whole layers, measured"), project.of("cut layers, measured"))
+    require_same(project.of("whole chain"), project.of("cut chain"))
+    assert "wrapping was tp and is now fsdp (harmless" in project.of("cut chain").log.read_text()
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_with_more_and_with_fewer_ranks(project: Project) -> None:
     two = ("devices=2", "wrapping=fsdp")
@@ -240,18 +285,12 @@ def test_a_run_goes_on_with_more_and_with_fewer_ranks(project: Project) -> None:
 
 @pytest.mark.slow
 def test_ranks_that_share_the_weights_measure_answer_and_save_as_one_process_does(project: Project) -> None:
-    measuring = ("data.eval=held.jsonl", "evaluation.every_steps=2", "evaluation.sample_answers=2", "evaluation.max_new_tokens=4")
-    best = ("training.load_best_model_at_end=true", "training.save_best=true", *LORA)
     project.run(
-        {"ranks": 1, "cases": [project.case("one, measured", *measuring, *best)]},
-        {"ranks": 2, "cases": [project.case("fsdp, measured", *measuring, *best, "devices=2", "wrapping=fsdp")]},
+        {"ranks": 1, "cases": [project.case("one, measured", *MEASURING, *LORA)]},
+        {"ranks": 2, "cases": [project.case("fsdp, measured", *MEASURING, *LORA, "devices=2", "wrapping=fsdp")]},
     )
-    one, fsdp = project.of("one, measured"), project.of("fsdp, measured")
-    require_same(one, fsdp)
-    losses = [[row["loss"] for row in run.read_metrics("eval")] for run in (one, fsdp)]
-    assert len(losses[0]) == 2
-    assert losses[1] == pytest.approx(losses[0], rel=SAME)
-    assert one.best.read_text()[:12] == fsdp.best.read_text()[:12]
+    require_same(project.of("one, measured"), project.of("fsdp, measured"))
+    require_same_measurements(project.of("one, measured"), project.of("fsdp, measured"))
 
 
 @pytest.mark.slow

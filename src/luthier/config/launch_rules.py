@@ -7,6 +7,8 @@ from luthier.config.settings import Settings
 
 # Methods that read a block's weights only while it computes, and train none of them.
 OVER_PLACES = ("lora", "bottleneck", "prefix", "prompt", "p_tuning", "ia3")
+# Methods whose layers can be cut over devices.
+CUT_LAYERS = ("lora", "full")
 # Starts of LoRA that do not look at the weights.
 BLIND_STARTS = ("default", "orthogonal")
 
@@ -23,6 +25,7 @@ def clashes(settings: Settings, given: Mapping[str, str]) -> Iterator[tuple[str,
         yield "device_map", "device_map places one model for one process, and devices or nodes ask for several", "keep one of the two"
     yield from _of_places(settings)
     yield from _of_teams(settings)
+    yield from _of_layers(settings)
     if settings.wrapping != "auto" and alone:
         yield "wrapping", f"wrapping: {settings.wrapping} has no effect with devices: 1 and nodes: 1", "devices: 2, or take wrapping out"
     if settings.launch.head is not None and bounds_of(settings.nodes)[1] == 1:
@@ -48,6 +51,28 @@ def _of_teams(settings: Settings) -> Iterator[tuple[str, str, str]]:
         yield name, f"attn_implementation: {asked} runs each row by itself, and whole", f"attn_implementation: auto, or {off}"
     if settings.training.cache_frozen_layers:
         yield name, "cache_frozen_layers keeps whole rows, which no rank has", f"cache_frozen_layers: false, or {off}"
+
+
+def _of_layers(settings: Settings) -> Iterator[tuple[str, str, str]]:
+    """Layers that are cut over the devices of a host."""
+    if settings.wrapping != "tp":
+        return
+    name, off = "wrapping", "wrapping: auto"
+    if settings.devices == "auto":
+        yield name, "wrapping: tp deals the heads to devices, and devices: auto is known only when the run starts", f"devices: 2, or {off}"
+    if bounds_of(settings.nodes)[1] > 1:
+        yield name, "wrapping: tp is for the devices of one host: they meet several times in every layer", f"nodes: 1, or {off}"
+    if settings.objective != "sft":
+        yield name, f"wrapping: tp is for objective: sft, and not for {settings.objective}", off
+    if settings.method not in CUT_LAYERS or settings.lora.use_dora:
+        method = "lora with use_dora" if settings.lora.use_dora else settings.method
+        yield name, f"wrapping: tp cuts plain layers, their weights or plain LoRA's, and not those of method: {method}", f"method: lora, or {off}"
+    if settings.training.frozen_base == "fp8":
+        yield name, "frozen_base: fp8 makes another form of layers that wrapping: tp cuts", f"frozen_base: bf16, or {off}"
+    if settings.sequence_parallel > 1:
+        yield name, "wrapping: tp runs each row by itself, and sequence_parallel runs rows together", "keep one of the two"
+    if settings.training.neftune_noise_alpha:
+        yield name, "wrapping: tp was not shown to draw neftune_noise_alpha as one process does", f"neftune_noise_alpha: 0, or {off}"
 
 
 def _of_places(settings: Settings) -> Iterator[tuple[str, str, str]]:

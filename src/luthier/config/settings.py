@@ -231,10 +231,11 @@ class Settings(Section):
         1, description="devices of each host that train together, a process each; auto: every GPU of the host, and one process on a CPU"
     )
     nodes: Hosts = Field(1, description="hosts that train together, or MIN:MAX where some may come and go while it runs (docs/launch.md)")
-    wrapping: Literal["auto", "ddp", "fsdp", "hsdp"] = Field(
+    wrapping: Literal["auto", "ddp", "fsdp", "hsdp", "tp"] = Field(
         "auto",
         description="how several devices share the weights: ddp, each has all of them; fsdp, each has a part; hsdp, the devices of a host have "
-        "a part each; auto: ddp where the weights fit one device, else fsdp, or hsdp on several hosts",
+        "a part each; tp, each computes a part of every layer (Transformers' tensor parallel, docs/scaling.md); "
+        "auto: ddp where the weights fit one device, else fsdp, or hsdp on several hosts",
     )
     sequence_parallel: int = Field(
         1,

@@ -41,6 +41,16 @@ class Crew:
     stop: Stop = field(default_factory=Stop)
     draw: int = 0
 
+    @property
+    def together(self) -> int:
+        """How many ranks run the same rows."""
+        return ranks.world() if self.sharding and self.sharding.same_rows else self.sequence_parallel
+
+    @property
+    def copies(self) -> int:
+        """How many ranks find the same loss and the same gradients (of what is not cut): all, where they run the same tokens."""
+        return ranks.world() if self.sharding and self.sharding.same_rows else 1
+
     def form_team(self) -> None:
         """All ranks at once, before the first update."""
         if self.sequence_parallel > 1:
@@ -120,9 +130,9 @@ class Crew:
         engine.check_length(max(len(example.token_ids) for example in examples))
         self.require_fast(engine)
         shared = engine.share_prefixes and not engine.plain_reason
-        teams = ranks.world() // self.sequence_parallel
+        teams = ranks.world() // self.together
         dealt = dealing.deal(examples, teams, share_prefixes=shared, quadratic_tokens=self.quadratic_tokens, together=together)
-        return dealt[ranks.rank() // self.sequence_parallel]
+        return dealt[ranks.rank() // self.together]
 
     @contextmanager
     def _here(self, engine: Any, own: list[int], part: float) -> Iterator[None]:
@@ -161,14 +171,17 @@ class Crew:
         there = [weight.grad is not None for weight in masters.weights.values()]
         totals = iter(ranks.sums([float(number) for number in (*counts, *values, *wishes, *there)]))
         loss, *tokens = [next(totals) for _ in counts]
-        others = [next(totals) for _ in values]
+        others = [next(totals) / self.copies for _ in values]
         self._heed([next(totals) for _ in wishes])
         # A weight that no row of the update reaches (an expert) is left alone, as one process would leave it.
         shards = set(masters.shards)
         reached = [weight for (name, weight), count in zip(masters.weights.items(), totals, strict=True) if count and name not in shards]
-        ranks.add_up([masters.gradient_of(weight) for weight in reached])
+        gradients = [masters.gradient_of(weight) for weight in reached]
+        ranks.add_up(gradients)
+        if self.copies > 1:
+            torch._foreach_div_(gradients, self.copies)
         # Each rank of a team counts all tokens of its rows.
-        return (loss, *(round(count / self.sequence_parallel) for count in tokens)), others  # type: ignore[return-value]
+        return (loss / self.copies, *(round(count / self.together) for count in tokens)), others  # type: ignore[return-value]
 
     def _heed(self, wishes: list[float]) -> None:
         *signals, save_now = wishes

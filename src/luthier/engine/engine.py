@@ -89,6 +89,7 @@ class Engine:
         label_smoothing: float = 0.0,
         gradient_checkpointing: Mode = "off",
         compile: bool = False,
+        plain_reason: str = "",
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.micro_batch_tokens, self.max_grad_norm = micro_batch_tokens, max_grad_norm
@@ -98,7 +99,7 @@ class Engine:
         self.share_prefixes = share_prefixes and not self._drops
         self.sharing = ""  # what the rows of the last update shared, or why nothing
         self.notes: list[str] = []  # what someone who reads the log should know about how this model runs
-        self.plain_reason = ""  # why the fast path is not used; "" when it is
+        self.plain_reason = plain_reason  # why the fast path is not used; "" when it is
         self._adam_settings: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0} | (adam or {})
         self.optim, self._rates = optim, rates or {}
         # Made when training begins: a model that only answers has no use for them.
@@ -574,7 +575,7 @@ class Engine:
             attention.set_plain(model, attn_implementation)
             self.plain_reason = f"attn_implementation: {attn_implementation} was asked for"
             return
-        self.plain_reason = hindrance.of_parts(model) or virtual.hindrance(self.model) or tuners.hindrance(self.model)
+        self.plain_reason = self.plain_reason or hindrance.of_parts(model) or virtual.hindrance(self.model) or tuners.hindrance(self.model)
         if self.plain_reason:
             return
         door = attention.DOORS.get(self.plain_attention, "luthier")

@@ -104,11 +104,12 @@ class Masters:
     @torch.no_grad()
     def take_shards(self) -> None:
         """Take over the gradients of the parts that are here, which torch has added up over the ranks already."""
-        for parameter, master in self._shards.items():
-            gradient: Any = parameter.grad
-            parameter.grad = None
+        shard: Any
+        for shard, master in self._shards.items():
+            gradient: Any = shard.grad
+            shard.grad = None
             if gradient is not None:
-                master.grad = here(gradient)
+                master.grad = here(gradient.redistribute(placements=shard.placements))
 
     @torch.no_grad()
     def copy_back(self) -> None:

@@ -13,10 +13,11 @@ from luthier.config.load import Config, load_config
 from luthier.config.methods import METHODS
 from luthier.config.section import bytes_of
 from luthier.config.settings import Settings
-from luthier.engine import groups, ranks, sharding, update
+from luthier.engine import groups, ranks, sharding, tensor, update
 from luthier.engine.crew import Crew
 from luthier.engine.engine import Engine
 from luthier.engine.probe import best_device
+from luthier.engine.sharding import Sharding
 from luthier.errors import ConfigError, RunError
 from luthier.models import adapters, find, initial, load, lora, methods, placement, quantized, run_tokenizer, virtual, vocabulary, weights
 from luthier.models.earlier import earlier_adapter as earlier_adapter
@@ -162,7 +163,7 @@ def _base(folder: Path, settings: Settings, precision: str | None = None, device
 
 def sharded(settings: Settings) -> bool:
     """Whether the ranks that train share the weights (wrapping, resolved)."""
-    return ranks.world() > 1 and settings.wrapping in ("fsdp", "hsdp")
+    return ranks.world() > 1 and settings.wrapping in ("fsdp", "hsdp", "tp")
 
 
 def _trained_tokenizer(run: RunFolder, folder: Path, config: Config) -> Any:
@@ -281,7 +282,7 @@ def _engine(model: Any, tokenizer: Any, settings: Settings, *, trains: bool = Fa
     training = settings.training
     shares = trains and sharded(settings)
     team = settings.sequence_parallel if trains else 1
-    cut = sharding.shard(model, device_of(settings), hosts=settings.wrapping == "hsdp") if shares else None
+    cut = _cut(model, settings) if shares else None
     in_step = shares or team > 1  # each pass is one of several ranks
     engine = Engine(
         model,
@@ -298,17 +299,23 @@ def _engine(model: Any, tokenizer: Any, settings: Settings, *, trains: bool = Fa
         gradient_checkpointing=training.gradient_checkpointing,  # type: ignore[arg-type]  # resolved
         attn_implementation=training.attn_implementation if trains else "auto",
         compile=trains and training.compile == "on",
+        plain_reason="wrapping: tp cuts its layers as Transformers does" if cut and cut.same_rows else "",
     )
     if trains:
         engine.require_optimizer()
     if trains and ranks.world() > 1:
         engine.crew = Crew(QUADRATIC_WIDTHS * int(update.causal_model(model).config.get_text_config().hidden_size), cut, team)
     if cut:
-        cut.lend_to_leader(model)
+        (tensor.follow_leader if cut.same_rows else sharding.lend_to_leader)(model, cut)
     if in_step:
         why = "sharded weights" if shares else f"sequence_parallel: {team}"
         engine.notes.append(f"{why}: rows share no beginnings, and micro-batches run one after the other")
     return engine
+
+
+def _cut(model: Any, settings: Settings) -> Sharding:
+    device = device_of(settings)
+    return tensor.cut(model, device) if settings.wrapping == "tp" else sharding.shard(model, device, hosts=settings.wrapping == "hsdp")
 
 
 def _rates(settings: Settings) -> dict[str, float]:

@@ -6,7 +6,7 @@ through the blocks is one of all ranks: while the leader evaluates by itself, th
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,26 +30,29 @@ FOUR_BITS = {"nf4", "fp4"}
 class Sharding:
     """How many ranks hold a whole model together, and how many such models there are (more than one: HSDP).
 
-    `alone`: the leader sends something through the model by itself, and the others are asked for their parts.
+    `alone`: the leader sends something through the model by itself, and the others are asked for their parts. `same_rows`: the layers
+    themselves are cut (tensor.py), and all ranks run each row together.
     """
 
     ranks: int
     replicas: int
     alone: bool = True
-    _hooks: list[Any] = field(default_factory=list)
+    same_rows: bool = False
 
-    def lend_to_leader(self, model: nn.Module) -> None:
-        """From now on, at each pass that the leader makes alone, the others are told to make an empty one."""
 
-        def before(*args: Any) -> None:
-            if self.alone and ranks.leads():
-                ranks.say({"do": "lend"})
+def lend_to_leader(model: nn.Module, sharding: Sharding) -> None:
+    """From now on, at each pass that the leader makes alone, the others are told to make an empty one."""
 
-        self._hooks.append(update.decoder(model).register_forward_pre_hook(before, prepend=True))
+    def before(*args: Any) -> None:
+        if sharding.alone and ranks.leads():
+            ranks.say({"do": "lend"})
+
+    update.decoder(model).register_forward_pre_hook(before, prepend=True)
 
 
 def require(settings: Settings) -> None:
     """Raises ConfigError for what does not go with sharded weights."""
+    training, cuts_layers = settings.training, settings.wrapping == "tp"
     refused = {
         # setting                            cannot be                                         next step
         "method":                           (settings.method not in METHODS,                   "method: lora, dora, qlora or full"),
@@ -57,6 +60,9 @@ def require(settings: Settings) -> None:
         "training.optim":                   (settings.training.optim not in OPTIMIZERS,        "optim: adamw"),
         "training.cache_frozen_layers":     (settings.training.cache_frozen_layers,            "take it out"),
         "lora.init_lora_weights":           (settings.lora.init_lora_weights != "default",     "init_lora_weights: default"),
+        # Each rank would draw for its part of a layer.
+        "lora.lora_dropout":                (cuts_layers and settings.lora.numbers[2] > 0,      "lora_dropout: 0"),
+        "training.precision":               (cuts_layers and settings.method == "full" and training.precision != "fp32", "precision: fp32"),
     }  # fmt: skip
     for name, (wrong, next_step) in refused.items():
         if wrong:

@@ -1,4 +1,4 @@
-"""A weight that ranks share: torch's DTensor, cut by rows. What of it is here, and how it becomes whole."""
+"""A weight that ranks share: torch's DTensor, cut by rows or by columns. What of it is here, and how it becomes whole."""
 
 from typing import Any
 
@@ -18,25 +18,29 @@ def whole(weight: Any) -> Tensor:
 
 
 def here(weight: Any) -> Tensor:
-    """The rows that are here, in the same memory."""
+    """The part that is here, in the same memory."""
     tensor: Tensor = weight.detach().to_local()
     return tensor
 
 
-def first_row(weight: Any) -> int:
-    """Where this rank's rows begin. Every rank but the last ones has as many as the first (torch.chunk's rule)."""
-    mesh = weight.device_mesh
-    cut = mesh.size(mesh.ndim - 1)
-    rows: int = -(-weight.shape[0] // cut)
-    return int(min(rows * mesh.get_local_rank(mesh.ndim - 1), weight.shape[0]))
+def dimension(weight: Any) -> int:
+    """Along what it is cut: 0, its rows, or 1, its columns."""
+    return int(weight.placements[-1].dim)
+
+
+def first(weight: Any) -> int:
+    """Where this rank's rows (or columns) begin. Every rank but the last ones has as many as the first (torch.chunk's rule)."""
+    mesh, size = weight.device_mesh, weight.shape[dimension(weight)]
+    each: int = -(-size // mesh.size(mesh.ndim - 1))
+    return int(min(each * mesh.get_local_rank(mesh.ndim - 1), size))
 
 
 def part_of(weight: Any, tensor: Tensor) -> Tensor:
-    """The rows of a whole tensor that this rank has of a weight."""
-    start = first_row(weight)
-    return tensor[start : start + len(here(weight))]
+    """The part of a whole tensor that this rank has of a weight."""
+    along = dimension(weight)
+    return tensor.narrow(along, first(weight), here(weight).shape[along]).contiguous()  # a fused optimizer reads moments as they lie
 
 
 def writes(weight: Any) -> bool:
-    """Whether this rank is the one of all replicas that writes its rows."""
+    """Whether this rank is the one of all replicas that writes its part."""
     return bool(weight.device_mesh.ndim == 1 or weight.device_mesh.get_local_rank(0) == 0)

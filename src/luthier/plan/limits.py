@@ -27,13 +27,14 @@ def check_warmup(settings: Settings, updates: int) -> None:
 
 def check_heads(settings: Settings, facts: ModelFacts) -> None:
     """Raises ConfigError where the ranks of a team cannot have equal shares of the attention's heads."""
-    team = settings.sequence_parallel
+    cuts_layers = settings.wrapping == "tp" and settings.devices != "auto"
+    where, team = ("devices", int(settings.devices)) if cuts_layers else ("sequence_parallel", settings.sequence_parallel)
     if facts.heads % team or facts.kv_heads % team:
         possible = [size for size in range(1, facts.kv_heads + 1) if facts.heads % size == 0 == facts.kv_heads % size]
         raise ConfigError(
             f"the {facts.heads} heads and {facts.kv_heads} key heads of this model cannot be dealt to {team} ranks in equal shares",
-            where="sequence_parallel",
-            next_step=f"sequence_parallel: {' or '.join(map(str, possible))}",
+            where=where,
+            next_step=f"{where}: {' or '.join(map(str, possible))}",
         )
 
 

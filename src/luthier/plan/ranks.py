@@ -56,6 +56,8 @@ def at_work(settings: Settings, machine: Machine) -> float:
     are rows help nothing."""
     group = group_of(settings)
     count, team = (group.hosts, 1) if machine.device == "cpu" else (group.total, settings.sequence_parallel)
+    if settings.wrapping == "tp":  # all devices run each row together
+        return count
     rows = settings.training.batch_size
     return count if rows == "auto" else team * rows / math.ceil(rows * team / count)
 
@@ -63,7 +65,7 @@ def at_work(settings: Settings, machine: Machine) -> float:
 def parts_of_weights(settings: Settings) -> int:
     """In how many parts the weights are cut: 1 where each device has all of them."""
     group = group_of(settings)
-    return {"fsdp": group.total, "hsdp": group.per_host}.get(settings.wrapping, 1)
+    return {"fsdp": group.total, "hsdp": group.per_host, "tp": group.per_host}.get(settings.wrapping, 1)
 
 
 def share(parts: dict[str, int], settings: Settings, facts: ModelFacts) -> dict[str, int]:
@@ -72,13 +74,20 @@ def share(parts: dict[str, int], settings: Settings, facts: ModelFacts) -> dict[
     if count == 1:
         return parts
     cut = {name: math.ceil(size / count) if name in CUT else size for name, size in parts.items()}
+    if settings.wrapping == "tp":  # the tables alone stand whole, and no block ever does
+        return {**cut, "gathered": tables_bytes(facts, settings.training.precision)}
     return {**cut, "gathered": whole_at_once_bytes(parts["weights"], facts, settings.training.precision)}
 
 
 def whole_at_once_bytes(weights_bytes: int, facts: ModelFacts, precision: str) -> int:
     """What stands whole on a device while it computes: the tables throughout, and WHOLE_BLOCKS of the blocks."""
-    tables = (1 if facts.tied else 2) * facts.vocabulary * facts.hidden * memory.PRECISION_BYTES[precision]
+    tables = tables_bytes(facts, precision)
     return tables + WHOLE_BLOCKS * (weights_bytes - tables) // facts.layers
+
+
+def tables_bytes(facts: ModelFacts, precision: str) -> int:
+    """The embedding and the head."""
+    return (1 if facts.tied else 2) * facts.vocabulary * facts.hidden * memory.PRECISION_BYTES[precision]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +107,7 @@ def traffic(wrapping: str, group: Group, trained: int, weights_bytes: int, layer
     micro-batch, and the gradients, scattered. hsdp: likewise inside the host, and the host's part of the gradients between hosts.
     """
     gradients = 4 * trained
-    if wrapping == "ddp":
+    if wrapping in ("ddp", "tp"):  # of tp at most: what is cut is not sent; what its layers send is added by `layer_sums`
         return _placed(round(2 * _of_ring(group.total) * gradients), group, 1)
     shards = group.total if wrapping == "fsdp" else group.per_host
     gathers = 2 * micro_batches * _of_ring(shards) * weights_bytes
@@ -120,6 +129,16 @@ def swaps(settings: Settings, facts: ModelFacts, tokens: float, micro_batches: i
     numbers = 2 * (facts.heads + facts.kv_heads) * facts.head_dim * facts.layers
     size = passes * _of_ring(team) * tokens * numbers * memory.PRECISION_BYTES[settings.training.precision]
     return Traffic(round(size), 0, 2 * passes * facts.layers * micro_batches)
+
+
+def layer_sums(settings: Settings, facts: ModelFacts, tokens: float, rows: float) -> Traffic:
+    """What one device sends where the layers are cut: a vector of each of an update's `tokens`, added up over all devices after attention and
+    MLP, and backward for each of the five matrices that read one; forward again where a block is computed again. A row at a time."""
+    if settings.wrapping != "tp":
+        return Traffic(0, 0, 0)
+    sums = facts.layers * (9 if settings.training.gradient_checkpointing == "full" else 7)
+    size = 2 * _of_ring(group_of(settings).per_host) * tokens * facts.hidden * sums * memory.PRECISION_BYTES[settings.training.precision]
+    return Traffic(round(size), 0, round(sums * rows))
 
 
 def _of_ring(devices: int) -> float:

@@ -78,7 +78,9 @@ def _on(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape
     sent = traffic_of(filled, facts, machine, rows)
     computing_s = alone_s / ranks.at_work(filled, _like_gpus(machine))
     update_s = (
-        computing_s + sending_seconds(sent, group, links) if filled.wrapping == "ddp" else max(computing_s, sending_seconds(sent, group, links))
+        computing_s + sending_seconds(sent, group, links)
+        if filled.wrapping in ("ddp", "tp")
+        else max(computing_s, sending_seconds(sent, group, links))
     )
     speedup = alone_s / update_s
     total = sent.inside + sent.between
@@ -117,7 +119,8 @@ def traffic_of(settings: Settings, facts: ModelFacts, machine: Machine, rows: Da
     micro_batches = max(1, math.ceil(here * settings.sequence_parallel / int(settings.training.micro_batch_tokens)))
     sent = ranks.traffic(settings.wrapping, group, trained_parameters(settings, facts), weights, facts.layers, micro_batches)
     swapped = ranks.swaps(settings, facts, here, micro_batches)
-    return Traffic(sent.inside + swapped.inside, sent.between, sent.collectives + swapped.collectives)
+    summed = ranks.layer_sums(settings, facts, tokens, int(settings.training.batch_size))
+    return Traffic(sent.inside + swapped.inside + summed.inside, sent.between, sent.collectives + swapped.collectives + summed.collectives)
 
 
 def sending_seconds(sent: Traffic, group: Group, links: Links) -> float:

@@ -1,8 +1,9 @@
 """Checkpoints: what was trained, the optimizer's moments and the place in the data, in a folder that is whole or not there.
 
-safetensors and JSON only. Ranks that share the weights write a file each, with the rows that they hold; the leader writes the manifest when
-all are there. A tensor's part is named NAME@FIRST_ROW, and put together on any number of ranks. What a run draws (order, dropout, noise)
-comes from its seed, the update's number and the row, and its rate from the update's number: of them a checkpoint needs the number alone.
+safetensors and JSON only. Ranks that share the weights write a file each, with the parts that they hold; the leader writes the manifest when
+all are there. A part is named NAME@FIRST_ROW, or NAME@cFIRST_COLUMN, and put together on any number of ranks. What a run draws (order,
+dropout, noise) comes from its seed, the update's number and the row, and its rate from the update's number: of them a checkpoint needs the
+number alone.
 """
 
 import dataclasses
@@ -32,6 +33,8 @@ from luthier.tensor_file import Stored
 
 # What tells a rank's part of a file from the file.
 PART = r"-\d{5}-of-\d{5}"
+# Before the number of a part's first column; before that of its first row stands nothing.
+COLUMNS = "c"
 TRAINED, OPTIMIZER, STATE = "trained.safetensors", "optimizer.safetensors", "state.json"
 # Of environment.json and of a checkpoint's manifest: which run it is, and hashes of what that is made from.
 OF_RUN = ("id", "contents")
@@ -121,7 +124,7 @@ def _held(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         shard = shared.get(name)
         if not (ranks.leads() if shard is None else shards.writes(shard) and weight.numel()):
             continue
-        part = "" if shard is None else f"@{shards.first_row(shard)}"
+        part = "" if shard is None else f"@{COLUMNS * shards.dimension(shard)}{shards.first(shard)}"
         weights[name + part] = weight
         for key, moment in optimizers.moments(engine.optimizer, weight).items():
             whole = shard is None or moment.shape != weight.shape
@@ -293,12 +296,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def _joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same with parts NAME@FIRST_ROW put together."""
-    parts: dict[str, dict[int, Tensor]] = {}
+    """The same with parts NAME@FIRST_ROW and NAME@cFIRST_COLUMN put together."""
+    parts: dict[tuple[str, int], dict[int, Tensor]] = {}
     for key in [key for key in tensors if "@" in key]:
-        name, _, first_row = key.rpartition("@")
-        parts.setdefault(name, {})[int(first_row)] = tensors.pop(key)
-    return tensors | {name: torch.cat([rows[first] for first in sorted(rows)]) for name, rows in parts.items()}
+        name, _, first = key.rpartition("@")
+        parts.setdefault((name, first.count(COLUMNS)), {})[int(first.lstrip(COLUMNS))] = tensors.pop(key)
+    return tensors | {name: torch.cat([found[first] for first in sorted(found)], along) for (name, along), found in parts.items()}
 
 
 def check_same_run(stored: Place, now: Place, path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from luthier.config.load import load_config
 from luthier.config.settings import Settings
-from luthier.engine import Engine, determinism, fp8, opening, orders, ranks, sharding, update
+from luthier.engine import Engine, determinism, fp8, opening, orders, ranks, sharding, tensor, update
 from luthier.errors import ConfigError
 from luthier.models import find
 from luthier.reporting import Silent
@@ -116,6 +116,7 @@ ORDERS: dict[str, Callable[[Engine, dict[str, Any]], object]] = {
     "forget":           lambda engine, order: engine.forget_gradients(),
     "fp8":              lambda engine, order: fp8.install(engine.model),
     "lend":             _lend,
+    "join":             lambda engine, order: tensor.join(engine.model, order["tokens"], bare=order["bare"]),
     "gather":           lambda engine, order: sharding.give_parts(engine.model, trained=order["trained"]),
     "load":             lambda engine, order: checkpoint.load(Path(order["path"]), engine),
     "write":            lambda engine, order: checkpoint.write_part(engine, Path(order["folder"]), order["step"]),

@@ -249,7 +249,7 @@ def _tell_of_start(run: RunFolder, engine: Engine, plan: Plan, ready: Ready, rep
 def check(run: RunFolder, engine: Engine, plan: Plan, ready: Ready, task: Task, reporter: Reporter) -> None:
     """Before the first update: what gradient checkpointing costs, and the largest update against the memory."""
     # The price is an update without it on this rank alone, which a team cannot make.
-    if engine.recomputing.mode != "off" and plan.settings.sequence_parallel == 1:
+    if engine.recomputing.mode != "off" and not (engine.crew and engine.crew.together > 1):
         tell(run, reporter, _price_of_checkpointing(engine, ready.prepared, plan))
     _try_the_worst(run, engine, task, plan, ready, reporter)
 
