@@ -1,5 +1,6 @@
 """Job files: what they ask for, that nothing a user edited is written over, and that a broken one is refused by the tool's own reader."""
 
+import json
 import os
 import re
 import shlex
@@ -54,6 +55,11 @@ def test_a_job_asks_for_what_the_settings_say_and_calls_luthier(project: Path, o
 def test_the_hosts_meet_on_the_port_of_the_settings(project: Path, on: str) -> None:
     hosts = ["one", "two"] if on == "ssh" else []
     assert re.search(r"port ?= ?29555$", written(project, on, "nodes=2", "launch.port=29555", hosts=hosts).lower(), re.MULTILINE)
+
+
+def test_ray_is_not_sent_the_runs(project: Path) -> None:
+    command = jobs.write(load_config(project, ["output_dir=done"]), ["output_dir=done"], "ray").command
+    assert json.loads(command[command.index("--runtime-env-json") + 1]) == {"excludes": ["/done/"]}
 
 
 @pytest.mark.parametrize("on", ["sky", "dstack"])

@@ -2,6 +2,7 @@
 host (Kubeflow: torchrun, which reads the variables that its runtime sets); nothing of the run is decided here."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -48,7 +49,7 @@ TOOLS = {
     "dstack":   Tool("yaml",       "  gpu: A100:{}\n",                                " launch.head=$DSTACK_MASTER_NODE_IP --host $DSTACK_NODE_RANK",
                      ("dstack", "apply", "--yes", "--file", "{file}")),
     "ray":      Tool("py",         ', "GPU": {}',                                     "",
-                     ("ray", "job", "submit", "--working-dir", "{folder}", "--", "python", "{name}")),
+                     ("ray", "job", "submit", "--working-dir", "{folder}", "--runtime-env-json", "{kept_here}", "--", "python", "{name}")),
     "ssh":      Tool("sh",         "",                                                _MET + " --host $rank --address $address",
                      ("bash", "{file}")),
 }  # fmt: skip
@@ -86,7 +87,9 @@ def write(config: Config, overrides: Sequence[str], on: str, hosts: Sequence[str
     was_there = file.exists()
     if not was_there:
         files.write_text(file, text_of(config, overrides, on, hosts))
-    names = {"file": str(file), "folder": str(file.parent), "name": file.name}
+    # Ray sends the folder to its nodes, and runs in it are large.
+    kept_here = json.dumps({"excludes": [f"/{os.path.relpath(config.beside(config.settings.output_dir), file.parent)}/"]})
+    names = {"file": str(file), "folder": str(file.parent), "name": file.name, "kept_here": kept_here}
     command = tuple(part.format(**names) for part in tool.submit)
     return Job(file, was_there, command, checks.check(on, file))
 
