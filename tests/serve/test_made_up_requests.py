@@ -1,5 +1,6 @@
 """Requests made up from the server's own OpenAPI (schemathesis): none is answered by a fault of the server, and each by what is written there."""
 
+import os
 from typing import Any
 
 import hypothesis
@@ -40,11 +41,21 @@ def test_every_path_is_described_with_its_refusals_and_tried(running: Running) -
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 def test_no_request_is_answered_by_a_fault_of_the_server(path: str, running: Running) -> None:
+    try_made_up(path, running, PATHS[path])
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("path", PATHS)
+def test_no_request_of_5000_is_answered_by_a_fault_of_the_server(path: str, running: Running) -> None:
+    try_made_up(path, running, int(5000 * float(os.environ.get("LUTHIER_TEST_LOAD", "1"))))
+
+
+def try_made_up(path: str, running: Running, count: int) -> None:
     operation = next(found.ok() for found in schemathesis.openapi.from_dict(described(running.app)).get_all_operations() if found.ok().path == path)
     documented = {int(status) for status in operation.definition.raw["responses"]}
     statuses: set[int] = set()
 
-    @hypothesis.settings(max_examples=PATHS[path], deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @hypothesis.settings(max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @hypothesis.given(case=operation.as_strategy())
     def ask(case: Any) -> None:
         if isinstance(case.body, dict) and case.body.get("model"):

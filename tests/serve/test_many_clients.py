@@ -1,7 +1,7 @@
 """Many clients at once, wrong keys and names that lead elsewhere: nobody waits for the others' sake, and nothing is left behind.
 
-Fewer clients, and for seconds, than an operator should try before a server is open to all: 2,000 clients for a minute, 5,000 cancels and 8 hours
-of mixed requests want a machine of their own.
+Fewer clients, and for seconds; thousands of them, and for a minute, are tried by night (test_load.py). 8 hours of mixed requests want a machine
+of their own.
 """
 
 import contextlib
