@@ -1,7 +1,7 @@
 # make demo        installs into .venv (once) and runs the main job
 # make test        installs likewise, then every check and every test that is not slow
 # make check       ruff, mypy, import-linter and the size ratchet
-# make test-slow   the tests marked slow, as many as begin within 33 minutes
+# make test-slow   the tests marked slow, as many as begin within 30 minutes
 # make test-cuda   what needs an NVIDIA GPU (skipped without one)
 # make test-nightly  the tests marked nightly: large files, servers that do not answer
 # make mutants     plants known bugs in a copy of the tree and shows which test notices each (docs/mutants.md): minutes
@@ -49,9 +49,9 @@ check: $(STAMP)
 	$(VENV)/bin/lint-imports
 	$(RUN) -m pytest -q tests/house/test_sizes.py
 
-# What would begin after 33 minutes is skipped and named, so that it ends within 40. pytest answers 5 when no test is marked slow.
+# What would begin after 30 minutes is skipped and named, so that it ends within 40. pytest answers 5 when no test is marked slow.
 test-slow: $(STAMP)
-	$(if $(TIMEOUT),$(TIMEOUT) 2400) $(RUN) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 -m slow --timeout 1500 --begin-within 33 --durations=10 || test $$? -eq 5
+	$(if $(TIMEOUT),$(TIMEOUT) 2400) $(RUN) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 -m slow --timeout 900 --begin-within 30 --durations=10 || test $$? -eq 5
 
 test-cuda: $(STAMP)
 	$(RUN) -m pytest -m cuda

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 # Minutes each.
-LONGEST = ("test_demo.py", "test_examples.py", "test_llama_cpp.py", "test_suites.py", "test_ranks.py")
+LONGEST = ("test_demo.py", "test_examples.py", "test_memory_limit.py", "test_overfit.py", "test_suites.py", "test_llama_cpp.py", "test_ranks.py")
 NO_TIME = "no time was left for it"
 _STARTED = time.monotonic()
 

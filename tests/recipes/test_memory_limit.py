@@ -30,7 +30,7 @@ def long_rows(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_told_that_3_gb_are_free_a_run_stays_below(default_model: Path, long_rows: Path) -> None:
-    done = train(long_rows, default_model.parents[1], "max_memory=3GB", "training.batch_size=4", "training.max_steps=2", "training.precision=bf16")
+    done = train(long_rows, default_model.parents[1], "max_memory=3GB", "training.batch_size=2", "training.max_steps=1", "training.precision=bf16")
     assert done.returncode == 0, done.stderr
     run = next((long_rows / "runs").iterdir())
     plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))

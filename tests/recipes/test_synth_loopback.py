@@ -32,8 +32,8 @@ def lines_of(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def start(folder: Path, address: str) -> "subprocess.Popen[str]":
-    settings = ["--from", "seeds.jsonl", "--to", "made.jsonl", "-n", "300", "--max-tokens", "96", "--concurrency", "24"]
+def start(folder: Path, address: str, count: int) -> "subprocess.Popen[str]":
+    settings = ["--from", "seeds.jsonl", "--to", "made.jsonl", "-n", str(count), "--max-tokens", "96", "--concurrency", "24"]
     command = [sys.executable, "-m", "luthier", "data", "synth", "--endpoint", address, "--model", "small", *settings, "--json"]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
 
@@ -46,22 +46,22 @@ def kill_at(making: "subprocess.Popen[str]", made: Path, rows: int) -> None:
     making.communicate()
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("count", [pytest.param(60, marks=pytest.mark.slow), pytest.param(300, marks=pytest.mark.nightly)])
 @pytest.mark.real_model
-def test_300_rows_killed_twice_have_no_duplicates_and_cost_what_the_server_says(tmp_path: Path, default_model: Path) -> None:
+def test_rows_killed_twice_have_no_duplicates_and_cost_what_the_server_says(count: int, tmp_path: Path, default_model: Path) -> None:
     seeds = "".join(json.dumps({"question": question, "answer": answer}) + "\n" for question, answer in SEEDS)
     (tmp_path / "seeds.jsonl").write_text(seeds, encoding="utf-8")
     made = tmp_path / "made.jsonl"
     with serving(str(default_model)) as (address, server):
-        for rows in (100, 200):
-            kill_at(start(tmp_path, address), made, rows)
-        out, err = start(tmp_path, address).communicate()
+        for rows in (count // 3, 2 * count // 3):
+            kill_at(start(tmp_path, address, count), made, rows)
+        out, err = start(tmp_path, address, count).communicate()
     assert "requests had no answer yet and are sent again under their old ids" in err
     bill = json.loads(out)["bill"]
     assert {name: bill[name] for name in server.bill} == server.bill
 
     questions = [row["messages"][0]["content"] for row in lines_of(made)]
-    assert len(questions) == len({plain(question) for question in questions}) == 300
+    assert len(questions) == len({plain(question) for question in questions}) == count
     known = Known(0.8)
     for question in [*(question for question, _ in SEEDS), *questions]:
         assert known.twin(question) is None
@@ -69,4 +69,4 @@ def test_300_rows_killed_twice_have_no_duplicates_and_cost_what_the_server_says(
     assert all(row["provenance"]["from"] and row["messages"][1]["content"] for row in lines_of(made))
     journal = lines_of(tmp_path / "made.journal.jsonl")
     assert sum(entry["kind"] == "resumed" for entry in journal) == 2
-    assert sum(len(entry["rows"]) for entry in journal if entry["kind"] == "answered") == 300
+    assert sum(len(entry["rows"]) for entry in journal if entry["kind"] == "answered") == count
