@@ -28,13 +28,16 @@ def long_rows(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
-def test_told_that_3_gb_are_free_a_run_stays_below(default_model: Path, long_rows: Path) -> None:
-    done = train(long_rows, default_model.parents[1], "max_memory=3GB", "training.batch_size=2", "training.max_steps=1", "training.precision=bf16")
+# In bf16 a processor that lacks it takes a quarter of an hour.
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), pytest.param("bf16", marks=pytest.mark.nightly)])
+def test_told_that_3_gb_are_free_a_run_stays_below(precision: str, default_model: Path, long_rows: Path) -> None:
+    settings = ("max_memory=3GB", "training.batch_size=4", "training.max_steps=2", f"training.precision={precision}")
+    done = train(long_rows, default_model.parents[1], *settings)
     assert done.returncode == 0, done.stderr
     run = next((long_rows / "runs").iterdir())
     plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
-    assert plan["settings"]["training"]["micro_batch_tokens"] < 4096, "the usual cut would need more"
+    training = plan["settings"]["training"]
+    assert training["micro_batch_tokens"] < 4096 or training["gradient_checkpointing"] == "full", "the usual cut would need more"
     peaks = [step["peak_bytes"] for step in map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) if "peak_bytes" in step]
     assert max(peaks) < LIMIT_BYTES
 

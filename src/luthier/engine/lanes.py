@@ -4,13 +4,13 @@ The products of a few hundred rows do not fill several cores, and what stands be
 own gradients, and they are added in the order of the lanes: the sum does not depend on which lane was faster.
 """
 
-import ctypes
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
+
+from luthier.engine import heap
 
 # Lanes pay where at most this share of the weights is trained.
 TRAINED_SHARE = 0.1
@@ -40,22 +40,12 @@ def that_pay(model: torch.nn.Module, device: torch.device) -> "Lanes | None":
     return Lanes(count) if count > 1 and small else None
 
 
-# glibc's mallopt: how many heaps the threads of a process may have.
-M_ARENA_MAX = -8
-
-
-def _share_one_heap() -> None:
-    """Let threads that are made from now on take memory where all others do: a heap of each would keep what it once held, for itself."""
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        mallopt(M_ARENA_MAX, 1)
-
-
 class Lanes:
     """`count` threads which share the threads that torch was given."""
 
     def __init__(self, count: int) -> None:
         self.count = count
-        _share_one_heap()
+        heap.share_one()
         threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(count, "lane", lambda: torch.set_num_threads(max(1, threads // count)))
         for _ in range(count):

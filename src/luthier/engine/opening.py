@@ -13,7 +13,7 @@ from luthier.config.load import Config, load_config
 from luthier.config.methods import METHODS
 from luthier.config.section import bytes_of
 from luthier.config.settings import Settings
-from luthier.engine import groups, ranks, sharding, tensor, update
+from luthier.engine import groups, heap, ranks, sharding, tensor, update
 from luthier.engine.crew import Crew
 from luthier.engine.engine import Engine
 from luthier.engine.probe import best_device
@@ -284,6 +284,8 @@ def _engine(model: Any, tokenizer: Any, settings: Settings, *, trains: bool = Fa
     team = settings.sequence_parallel if trains else 1
     cut = _cut(model, settings) if shares else None
     in_step = shares or team > 1  # each pass is one of several ranks
+    if trains and (settings.max_memory is not None or training.gradient_checkpointing != "off"):
+        heap.give_back_at_once()
     engine = Engine(
         model,
         tokenizer,

@@ -139,6 +139,12 @@ def attention_bytes_per_token(facts: ModelFacts, row_tokens: int, number_bytes: 
     return layers * facts.heads * (min(row_tokens, ATTENTION_BLOCK) + row_tokens) // 2 * number_bytes
 
 
+def kept_bytes(facts: ModelFacts, precision: str, row_tokens: int) -> int:
+    """What one row of so many tokens keeps for its backward pass where nothing is computed again."""
+    number_bytes = PRECISION_BYTES[precision]
+    return row_tokens * (activation_bytes_per_token(facts, number_bytes) + attention_bytes_per_token(facts, row_tokens, number_bytes))
+
+
 def shared_prefix_bytes(facts: ModelFacts, prefix_tokens: int, number_bytes: int, recomputed: str = "off") -> int:
     """A prefix that is computed once for an update: its activations wait for the update's end, and its keys and values
     (2 * layers * kv_heads * head_dim numbers a token) collect an fp32 gradient."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from luthier import files, run_folder, run_lock
@@ -34,7 +35,7 @@ from luthier.engine import Engine, determinism, fp8, frozen, opening, probe, ran
 from luthier.errors import ConfigError, LuthierError, RunError
 from luthier.models import audit, facts, find, methods, templates, weights
 from luthier.models.facts import ModelFacts
-from luthier.plan import choose, cost, counts
+from luthier.plan import choose, cost, counts, memory
 from luthier.plan.choose import Plan
 from luthier.plan.cost import DataShape
 from luthier.records import Judged, TokenizedExample
@@ -389,11 +390,19 @@ def _environment(folder: Path) -> dict[str, Any]:
 
 
 def _price_of_checkpointing(engine: Engine, prepared: Prepared, plan: Plan) -> str:
-    """What computing activations again costs, timed on a row of usual length, and what it is expected to save."""
-    row = prepared.train[int(prepared.lengths.argsort()[len(prepared.lengths) // 2])]
-    price, saved = engine.price_of_checkpointing([row]), plan.saved_bytes / 1e9
-    mode, tokens = engine.recomputing.mode, len(row.token_ids)
-    return f"gradient_checkpointing: {mode} takes {price:+.0%} time (on {tokens} tokens) and saves about {saved:.2g} GB"
+    """What computing activations again costs, and what it is expected to save.
+
+    Timed on a row of usual length, or on a shorter one: without it the row must pass in the memory that the plan has for activations.
+    """
+    told = f"gradient_checkpointing: {engine.recomputing.mode}"
+    saved = f"saves about {plan.saved_bytes / 1e9:.2g} GB"
+    usual = np.unique(np.sort(prepared.lengths)[: len(prepared.lengths) // 2 + 1])
+    room, precision = plan.memory_bytes.get("activations", 0), str(plan.settings.training.precision)
+    fits = [tokens for tokens in map(int, usual) if memory.kept_bytes(plan.facts, precision, tokens) <= room]
+    if not fits:
+        return f"{told} {saved}; what time it takes was not measured, as no row passes without it"
+    price = engine.price_of_checkpointing([prepared.train[int(np.flatnonzero(prepared.lengths == fits[-1])[0])]])
+    return f"{told} takes {price:+.0%} time (on {fits[-1]} tokens) and {saved}"
 
 
 def _try_the_worst(run: RunFolder, engine: Engine, task: Task, plan: Plan, ready: Ready, reporter: Reporter) -> None:
