@@ -374,7 +374,9 @@ def open_run(name: str, output_dir: Path = Path("runs")) -> RunFolder:
             return RunFolder(path)
     if (Path(name) / "adapter_config.json").is_file():
         inside = is_run(str(Path(name).parent))
-        way_out = f"init_from: {name} in a luthier.yaml (method: lora) trains on from it, and that run can be talked to and exported"
+        way_out = (
+            f"luthier chat {name} talks to it; init_from: {name} in a luthier.yaml (method: lora) trains on from it, and that run can be exported"
+        )
         raise RunError(
             "holds an adapter, and is not a run folder (it has no config.yaml)",
             where=name,

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from luthier.errors import ModelError
+from luthier.evaluate.targets import target_of
 from luthier.models import find, overview
 from luthier.reporting import Silent
 
@@ -51,6 +52,15 @@ def test_an_existing_folder_wins_over_a_hub_id_of_the_same_spelling(folder: Path
 def test_an_unknown_name_gets_the_nearest_of_the_catalog(name: str, near: str):
     with pytest.raises(ModelError, match=f"Try: {near} "):
         find.find(name, Silent())
+
+
+def test_the_folder_that_a_name_means_is_the_one_that_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert find.folder_of("~/mine") == find.find("~/mine", Silent()) == target_of("~/mine").folder == folder
+    shutil.copytree(folder, "smollm2-135m-instruct")  # the catalog's comes through pip, and is first
+    assert [find.folder_of("smollm2-135m-instruct"), target_of("smollm2-135m-instruct").folder] == [None, None]
+    assert find.folder_of("./smollm2-135m-instruct") == Path("smollm2-135m-instruct")
 
 
 def test_a_folder_that_is_called_like_a_model_on_the_hub_is_the_folder(folder: Path):

@@ -48,9 +48,10 @@ def exported(run: RunFolder, kind: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
-def test_an_exported_folder_is_held_to_the_contract_beside_it(kind: str, learned: RunFolder, tmp_path: Path) -> None:
+def test_an_exported_folder_is_held_to_the_contract_beside_it(kind: str, learned: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = exported(learned, kind, tmp_path / kind)
-    talk = open_model(str(folder), listener := Listener(), max_new_tokens=40)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    talk = open_model(f"~/{kind}", listener := Listener(), max_new_tokens=40)
     assert f"system message (the one it was trained with): {SYSTEM}" in listener.lines
     assert "".join(talk.ask(QUESTION)) == ANSWER
     promised = json.loads((folder / "contract.json").read_text())
@@ -70,6 +71,11 @@ def test_an_adapter_that_lies_in_its_run_stands_on_the_runs_base(copied: RunFold
     (outside / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": ""}))
     with pytest.raises(ModelError, match="names no model"):
         open_model(str(outside))
+    (outside / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "../nowhere"}))
+    with pytest.raises(ModelError, match=r"outside/adapter_config.json: its base, ../nowhere: no such folder\n  Try: write the path"):
+        open_model(str(outside))
+    (outside.parent / "nowhere").symlink_to(config["base_model_name_or_path"])
+    assert "".join(open_model(str(outside), system=SYSTEM, max_new_tokens=40).ask(QUESTION)) == ANSWER  # beside the adapter, not here
 
 
 def test_a_run_trained_without_a_system_message_says_so(write: Write) -> None:

@@ -55,11 +55,12 @@ def test_every_row_is_answered_or_listed(learned: RunFolder, tmp_path: Path) -> 
     assert not call(learned, "", to).part.exists()
 
 
-def test_an_exported_folder_is_held_to_the_contract_beside_it(learned: RunFolder, tmp_path: Path) -> None:
+def test_an_exported_folder_is_held_to_the_contract_beside_it(learned: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     folder = shutil.copytree(learned.adapter, tmp_path / "adapter")
     shutil.copy(learned.contract, folder)
     data = write(tmp_path / "rows.jsonl", ROWS)
-    asked = Call(str(folder), [data], tmp_path / "answers.jsonl", max_new_tokens=40)
+    asked = Call("~/adapter", [data], tmp_path / "answers.jsonl", max_new_tokens=40)
     predict(asked)
     assert [row["prediction"] for row in lines(asked.to)] == EXPECTED  # with the contract's system message
     kept = json.loads(learned.contract.read_text())

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from conftest_runs import SYSTEM, chat_row
 from typer.testing import CliRunner
 from warm import Call, Warm
@@ -130,12 +131,18 @@ def test_a_merged_folder_keeps_the_contract_of_the_run_that_it_lies_in(copied: R
     assert serving._open(wanted, Silent()).base.system is None
 
 
-def test_an_adapters_folder_brings_its_base_and_its_contract(learned: RunFolder, tmp_path: Path) -> None:
+def test_an_adapters_folder_brings_its_base_and_its_contract(learned: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     folder = shutil.copytree(learned.adapter, tmp_path / "support")
     shutil.copy(learned.contract, folder)
-    opened = serving._open(serving.Wanted([str(folder)], precision="fp32"), Silent())
+    opened = serving._open(serving.Wanted(["~/support"], precision="fp32"), Silent())
     assert [opened.base.system, not opened.engine.adapted] == [None, True]
     assert [(one.name, one.system) for one, _ in opened.adapters] == [("support", SYSTEM)]
+
+
+def test_a_runs_adapter_is_served_in_the_number_format_of_the_run(learned: RunFolder) -> None:
+    formats = {serving._open(serving.Wanted([str(place)]), Silent()).engine.model.dtype for place in (learned.path, learned.adapter)}
+    assert formats == {torch.float32}
 
 
 def test_a_key_is_shown_once_and_kept_as_its_hash(tmp_path: Path) -> None:

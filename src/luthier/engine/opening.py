@@ -119,7 +119,8 @@ def _with_adapter(model: Any, folder: Path, run: RunFolder, config: Config, adap
 
 def open_model(name: str, reporter: Reporter, precision: str = "bf16", device: str = "auto") -> Engine:
     """A model by itself, by its catalog name, hub id or folder; or an adapter's folder, with the run that it lies in or the base that it names."""
-    if not find.holds_adapter(adapter := Path(name)):
+    adapter = find.folder_of(name)
+    if adapter is None or not find.holds_adapter(adapter):
         return Engine(*_by_itself(find.find(name, reporter), precision, device))
     if is_run(str(adapter.parent)):
         return open_trained(RunFolder(adapter.parent), reporter, adapter=adapter)
@@ -127,11 +128,14 @@ def open_model(name: str, reporter: Reporter, precision: str = "bf16", device: s
     return Engine(adapters.load_adapter(model, adapter, trainable=False), tokenizer)
 
 
-def open_beside(adapter: Path, reporter: Reporter, precision: str = "bf16") -> Engine:
-    """The base of an adapter's folder (that of the run it lies in, or the one it names) by itself, with the tokenizer of the adapter."""
+def open_beside(adapter: Path, reporter: Reporter, precision: str | None = None) -> Engine:
+    """The base of an adapter's folder (that of the run it lies in, or the one it names) by itself, with the tokenizer of the adapter.
+
+    In the number format of that run, or bf16, unless told otherwise.
+    """
     if is_run(str(adapter.parent)):
         return open_base_of(RunFolder(adapter.parent), reporter, precision)
-    return Engine(*_beside(adapter, reporter, precision, "auto"))
+    return Engine(*_beside(adapter, reporter, precision or "bf16", "auto"))
 
 
 def _by_itself(folder: Path, precision: str, device: str) -> tuple[Any, Any]:
@@ -140,9 +144,8 @@ def _by_itself(folder: Path, precision: str, device: str) -> tuple[Any, Any]:
 
 
 def _beside(adapter: Path, reporter: Reporter, precision: str, device: str) -> tuple[Any, Any]:
-    base = adapters.base_name(adapter)
-    reporter.say(f"{adapter}: an adapter of {base}")
-    model, own = _by_itself(find.find(base, reporter), precision, device)
+    reporter.say(f"{adapter}: an adapter of {adapters.base_name(adapter)}")
+    model, own = _by_itself(adapters.base_folder(adapter, reporter), precision, device)
     tokenizer = load.load_tokenizer(adapter) if (adapter / "tokenizer_config.json").is_file() else own
     vocabulary.fit_embeddings(model, own, tokenizer)
     return model.requires_grad_(False), tokenizer

@@ -57,7 +57,8 @@ def target_of(name: str, output_dir: Path = RUNS) -> Target:
         return _checkpoint(found, place.name)
     if found := _run_of(name, output_dir):
         return Target(found.name, found)
-    return Target(name.rstrip("/").rpartition("/")[2], folder=place) if place.exists() else Target(name)
+    folder = find.folder_of(name)
+    return Target(name.rstrip("/").rpartition("/")[2], folder=folder) if folder else Target(name)
 
 
 def told_apart(found: Sequence[Target]) -> list[Target]:
@@ -124,12 +125,12 @@ def _precision() -> str:
     return probe.known_machine(probe.best_device()).faster_precision
 
 
-def identity(target: Target, name: str, engine: Engine) -> str:
+def identity(target: Target, engine: Engine) -> str:
     """What tells this model's answers from another's: hashes of its weights, and the number format."""
     dtype = str(next(engine.model.parameters()).dtype)
     if target.run is None:
-        adapter = Path(name) / adapters.WEIGHTS
-        own = f"{files.sha256(adapter)} " if find.holds_adapter(Path(name)) else ""
+        folder = target.folder
+        own = f"{files.sha256(folder / adapters.WEIGHTS)} " if folder and find.holds_adapter(folder) else ""
         return f"{own}{adapters.base_sha256(engine.model)} {dtype}"
     place = target.checkpoint or target.run.trained
     digest = hashlib.sha256()

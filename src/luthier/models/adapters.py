@@ -22,6 +22,7 @@ from luthier.models import bottleneck, find, initial, virtual, weights
 from luthier.models.bottleneck import BottleneckModel
 from luthier.models.load import save_tokenizer
 from luthier.models.save import write_tensors
+from luthier.reporting import Reporter
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Ours, beside PEFT's files: the base by what it holds, since its name may come to mean another.
@@ -132,6 +133,21 @@ def base_name(folder: Path) -> str:
     if not isinstance(name, str) or not name:
         raise ModelError("base_model_name_or_path names no model", where=str(folder / CONFIG), next_step="write the name of its base there")
     return name
+
+
+def base_folder(folder: Path, reporter: Reporter) -> Path:
+    """The folder of the base that the adapter in `folder` names; a relative one is looked up from there, and then from here."""
+    name = base_name(folder)
+    for place in (folder, Path()):
+        if find.folder_of(name, place):
+            return find.find(name, reporter, place)
+    try:
+        return find.find(name, reporter)
+    except ModelError as error:
+        next_step = "write the path or the hub id of its base in base_model_name_or_path"
+        if find.HUB_ID.fullmatch(name):
+            next_step = f"{error.next_step}; or {next_step}"
+        raise ModelError(f"its base, {name}: {error.problem}", where=str(folder / CONFIG), next_step=next_step) from error
 
 
 def base_sha256(model: Any) -> str | None:

@@ -177,6 +177,7 @@ def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def is_folder(model: str, base: Path) -> bool:
-    """Whether `find` would take `model` as a folder beside `base`."""
-    return of_catalog(model, base) is None and (base / Path(model).expanduser()).exists()
+def folder_of(model: str, base: Path | None = None) -> Path | None:
+    """The folder, of an adapter too, that `model` names, as `find` reads names; None for what comes through pip or from the hub."""
+    path = (base or Path()) / Path(model).expanduser()
+    return path if path.exists() and of_catalog(model, base) is None else None

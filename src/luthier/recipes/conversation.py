@@ -153,7 +153,7 @@ def open_model(
     """
     reporter = reporter or Silent()
     engine = opening.open_model(name, reporter)
-    promised = contract.of(None, Path(name) if find.is_folder(name, Path()) else None, engine.tokenizer, engine.stop_ids)
+    promised = contract.of(None, find.folder_of(name), engine.tokenizer, engine.stop_ids)
     return Talk(engine, _sessions(engine, promised, system, reporter), max_new_tokens or MAX_NEW_TOKENS, None, sampling, stop)
 
 

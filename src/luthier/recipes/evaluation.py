@@ -132,11 +132,11 @@ def compare(
         files.write_json(folder / "call.json", _spelled(found, call))
         bench = _bench(found[0], call, folder, reporter)
         with _open(found[0], names[0], reporter, engine) as first:
-            _ask_first(bench, found[0], names[0], first)
+            _ask_first(bench, found[0], first)
         del first, engine
         for target, name in zip(found[1:], names[1:], strict=True):
             with _open(target, name, reporter, None) as other:
-                _ask(bench, target.name, targets.identity(target, name, other), other)
+                _ask(bench, target.name, targets.identity(target, other), other)
         if call.against and bench.rows:
             _ask_endpoint(bench, call.against)
         scorecard = _scorecard(bench, prices or Prices())
@@ -279,12 +279,12 @@ def _check(asked: EvaluationSettings, rows: Sequence[Conversation], call: Call, 
 # --- asking ----------------------------------------------------------------------------------------------------------------------------
 
 
-def _ask_first(bench: Bench, target: Target, name: str, engine: Engine) -> None:
+def _ask_first(bench: Bench, target: Target, engine: Engine) -> None:
     """The first target: of a run the base, the base with examples, then what was trained; of a model itself."""
     if bench.asks:
         bench.rows = _that_fit(bench.rows, engine, bench.reporter)
     if target.run is None:
-        _ask(bench, target.name, targets.identity(target, name, engine), engine)
+        _ask(bench, target.name, targets.identity(target, engine), engine)
         return
     asked, base_rows = bench.asked, bench.base_rows
     examples = _examples(target.run, asked, base_rows, engine, bench.reporter) if asked.shots and base_rows else []
@@ -295,7 +295,7 @@ def _ask_first(bench: Bench, target: Target, name: str, engine: Engine) -> None:
             column = asking.ask(base, f"base_{len(examples)}shot", identity, base_rows, examples, bench.how, bench.kept, bench.reporter)
             bench.columns.append(column)
     tuned = f"tuned@{target.checkpoint.name}" if target.checkpoint else "tuned"
-    _ask(bench, tuned, targets.identity(target, name, engine), engine)
+    _ask(bench, tuned, targets.identity(target, engine), engine)
 
 
 def _ask(bench: Bench, name: str, identity: str, engine: Engine, rows: Sequence[Conversation] | None = None) -> None:

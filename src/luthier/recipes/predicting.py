@@ -89,7 +89,7 @@ def predict(call: Call, reporter: Reporter | None = None) -> Predicted:
         target = targets.target_of(call.model, call.output_dir)
         engine = targets.open_target(target, call.model, reporter)
         system = _system(call, target, engine, reporter)
-        identity = targets.identity(target, call.model, engine)
+        identity = targets.identity(target, engine)
         length = call.max_new_tokens or _longest(target)
         _check_same(call, identity, sums, system, length)
         entries = [_entry(row, engine, identity, system, length, call.sampling) for row in rows]

@@ -229,7 +229,7 @@ def _ask_all(
     with opening.as_base(bench.engine, bench.run) as base:
         ask_both("base", base, targets.base_identity(bench.run))
     target = targets.Target(bench.run.name, bench.run)
-    ask_both("tuned", bench.engine, targets.identity(target, str(bench.run.path), bench.engine))
+    ask_both("tuned", bench.engine, targets.identity(target, bench.engine))
     return {name: columns[name] for name in shipping.BY_EFFORT}, refusals
 
 

@@ -147,16 +147,15 @@ def _open(wanted: Wanted, reporter: Reporter) -> Opened:
     named = [_named(one) for one in wanted.models]
     first_name, first = named[0]
     run = _run_at(first)
-    precision = (
-        wanted.precision if wanted.precision != "auto" else ("bf16" if run is None else str(load_config(run.config).settings.training.precision))
-    )
-    if find.holds_adapter(Path(first)):
-        engine = opening.open_beside(Path(first), reporter, precision)
-        base = Served(_plain_name(adapters.base_name(Path(first))))
+    precision = None if wanted.precision == "auto" else wanted.precision
+    folder = find.folder_of(first)
+    if run is None and folder and find.holds_adapter(folder):
+        engine = opening.open_beside(folder, reporter, precision)
+        base = Served(_plain_name(adapters.base_name(folder)))
         others = named
     elif run is None:
-        engine = opening.open_model(first, reporter, precision)
-        base = Served(first_name or _plain_name(first), system=_promised(Path(first), engine) if Path(first).is_dir() else None)
+        engine = opening.open_model(first, reporter, precision or "bf16")
+        base = Served(first_name or _plain_name(first), system=_promised(folder, engine) if folder else None)
         others = named[1:]
     elif run.model.is_dir():
         engine = opening.open_trained(run, reporter, precision)
@@ -196,7 +195,7 @@ def _run_at(text: str) -> RunFolder | None:
 
 def _adapter(name: str, place: str, engine: Engine, reporter: Reporter) -> tuple[Served, RowAdapter]:
     run = _run_at(place)
-    folder = Path(place) if run is None else run.adapter
+    folder = Path(place).expanduser() if run is None else run.adapter
     if not (folder / adapters.CONFIG).is_file():
         raise CallError("is no run with an adapter and no adapter's folder", where=place, next_step="name runs or folders with adapter_config.json")
     if run is None:

@@ -369,7 +369,7 @@ def _with_absolute_paths(config: Config, settings: Settings, rows: Rows) -> Sett
         changes["template"] = absolute(settings.template)
     if settings.tokenizer.path:
         changes["tokenizer"] = settings.tokenizer.model_copy(update={"path": absolute(settings.tokenizer.path)})
-    if find.is_folder(settings.model, config.file.parent):
+    if find.folder_of(settings.model, config.file.parent):
         changes["model"] = str(model_path.resolve())
     if settings.init_from:
         changes["init_from"] = str((opening.earlier_adapter(config) or opening.earlier_run(config).path).resolve())
