@@ -81,6 +81,8 @@ def test_hard_instructions_are_told_by_their_place(gamed):
         ("index,instruction_difficulty,preference,std_delta_len\n0,hard,1,0\n", "could not convert"),
         ("index,instruction_difficulty,preference,std_delta_len\n0,1\n", "cannot be read"),
         ("index,instruction_difficulty,preference,std_delta_len\n0,1,2,0\n", "outside 0 to 1"),
+        ("index,instruction_difficulty,preference,std_delta_len\n1e400,1,1,0\n", "'1e400' is no place"),
+        ("index,instruction_difficulty,preference,std_delta_len\n0.7,1,1,0\n", "'0.7' is no place"),
         ("", "holds no rows"),
     ],
 )

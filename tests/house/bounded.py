@@ -33,7 +33,7 @@ def in_order(files: Sequence[Path], day: int) -> list[Path]:
     every = list(dict.fromkeys(files))
     first = sorted((file for file in every if file.name in LONGEST), key=lambda file: LONGEST.index(file.name))
     others = [file for file in every if file.name not in LONGEST]
-    turned = day * 7 % len(others) if others else 0
+    turned = day % len(others) if others else 0
     return [*first, *others[turned:], *others[:turned]]
 
 

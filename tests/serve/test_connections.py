@@ -303,3 +303,13 @@ def test_the_address_is_said_once_it_can_be_asked(tiny_model: Path, adapters: Pa
     listening.answer(application(tiny_model, adapters), open_socket, announced=["serving on"], reporter=Asks())
     assert len(reached) == 1
     reached[0].close()
+
+
+def test_a_port_that_another_took_meanwhile_is_named(tiny_model: Path, adapters: Path) -> None:
+    ours, theirs = listening.listen("127.0.0.1", 0), socket.socket()
+    with ours, theirs:
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        theirs.bind(ours.getsockname())
+        theirs.listen()
+        with pytest.raises(MachineError, match=rf"127\.0\.0\.1:{ours.getsockname()[1]}: cannot listen there"):
+            listening.answer(application(tiny_model, adapters), ours)

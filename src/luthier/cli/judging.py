@@ -99,7 +99,7 @@ def _by_model(folder: run_folder.RunFolder, call: "Call", yes: bool, as_json: bo
     if as_json:
         print_json(judged)
         return
-    _say_judged(judged, terminal)
+    _say_judged(judged, terminal, difficulties=call.difficulties is not None)
     terminal.say(f"report: {folder.report}")
 
 
@@ -113,13 +113,13 @@ def _agree(question: str) -> bool:
     return sys.stdin.isatty() and typer.confirm(question, err=True)
 
 
-def _say_judged(judged: "Judged", terminal: Terminal) -> None:
+def _say_judged(judged: "Judged", terminal: Terminal, *, difficulties: bool = False) -> None:
     ours, theirs = judged.names
     if found := judged.pairs:
         rate, controlled = found.win_rate, found.length_controlled_win_rate
         terminal.say(f"{ours} against {theirs}: win rate {_share(rate)} over {judged.questions:,} questions, a tie counts half")
         if controlled:
-            terminal.say(f"at equal lengths: {_share(controlled)} (Dubois et al. 2024)")
+            terminal.say(f"at equal lengths{' and difficulties' if difficulties else ''}: {_share(controlled)} (Dubois et al. 2024)")
         counted = ", ".join(f"{count} {name}" for name, count in found.counts.items() if count)
         terminal.say(f"{counted}; disagreed: the judge chose differently once the order was swapped")
     if grades := judged.grades:

@@ -19,7 +19,8 @@ def _one(result: Mapping[str, Any]) -> str:
         return _people(ours, theirs, result)
     judge = f"judged by {result['judge']}, {result['questions']:,} questions"
     if pairs := result.get("pairs"):
-        rates = [["Win rate", *_metric(pairs["win_rate"], 100)], ["At equal lengths", *_metric(pairs["length_controlled_win_rate"], 100)]]
+        equal = "At equal lengths and difficulties" if result.get("difficulties") else "At equal lengths"
+        rates = [["Win rate", *_metric(pairs["win_rate"], 100)], [equal, *_metric(pairs["length_controlled_win_rate"], 100)]]
         counts = ", ".join(f"{count:,} {name}" for name, count in pairs["counts"].items() if count)
         note = f"{counts}. A tie is half a win; disagreed: the judge chose otherwise once the order was swapped."
         return _part(f"{ours} against {theirs}", judge, table(["", "%", "95 %", "n"], rates) + _categories(pairs["by_category"], 100), note)

@@ -38,6 +38,8 @@ def read_difficulties(path: Path) -> Difficulties:
         with path.open(encoding="utf-8-sig", newline="") as file:
             for row in csv.DictReader(file):
                 index, difficulty, preference, difference = (float(row[name]) for name in COLUMNS)
+                if not index.is_integer():
+                    raise ValueError(f"{row[COLUMNS[0]]!r} is no place")
                 by_question.setdefault(int(index), difficulty)
                 gamed.append((difference, difficulty, preference))
     except KeyError as error:
@@ -45,7 +47,7 @@ def read_difficulties(path: Path) -> Difficulties:
     except (OSError, ValueError, TypeError, csv.Error) as error:
         raise DataError(f"cannot be read ({error})", where=str(path), next_step=NEXT_STEP) from error
     if not np.isfinite(gamed).all() or not gamed or not all(0 <= preference <= 1 for _, _, preference in gamed):
-        raise DataError("holds no rows, or a preference outside 0 to 1", where=str(path), next_step=NEXT_STEP)
+        raise DataError("holds no rows, a number that is not finite, or a preference outside 0 to 1", where=str(path), next_step=NEXT_STEP)
     return Difficulties(by_question, np.asarray(gamed))
 
 

@@ -131,7 +131,10 @@ def _difficulties(call: Call) -> Difficulties | None:
         raise CallError("goes with pairs of AlpacaEval's questions", where="--difficulties", next_step="--how pairwise --questions alpaca_eval.json")
     known = read_difficulties(call.difficulties)
     for place, question in enumerate(judge_questions.read_questions(call.questions)[: call.rows]):
-        if place not in known.by_question or len(question.turns) > 1:
+        if len(question.turns) > 1:
+            where = f"{call.questions}: {question.id}"
+            raise DataError("has several turns, and AlpacaEval's have one", where=where, next_step="leave --difficulties out")
+        if place not in known.by_question:
             problem = f"knows no difficulty of question {question.id} of {call.questions}, which is at place {place} there"
             raise DataError(problem, where=str(call.difficulties), next_step="it is for AlpacaEval's 805 instructions in their order")
     return known

@@ -23,7 +23,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen, and only then say so: whoever reads the line may ask at once."""
         await super().startup(sockets)
-        self._once_it_listens()
+        if self.started:
+            self._once_it_listens()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end; a SIGTERM that comes again within a moment is the same wish."""

@@ -1,6 +1,7 @@
 """A socket that listens, and an application that answers on it until a signal comes."""
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -31,7 +32,7 @@ DRAIN_S = 30  # what is being answered may take so long once a signal has come
 def listen(host: str, port: int) -> socket.socket:
     """A socket that is bound, and listens once a server runs on it; port 0 is any free one. Raises MachineError where that cannot be.
 
-    Called before a model is loaded, so that a port in use is told at once.
+    Called before a model is loaded, so that a port on which another server listens is told at once.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
@@ -40,8 +41,12 @@ def listen(host: str, port: int) -> socket.socket:
         listening.bind((host, port))
     except OSError as error:
         listening.close()
-        raise MachineError(f"cannot listen there ({error.strerror})", where=f"{host}:{port}", next_step="--port 0 takes a free one") from error
+        raise _not_there(f"{host}:{port}", error.strerror or str(error)) from error
     return listening
+
+
+def _not_there(address: str, reason: str) -> MachineError:
+    return MachineError(f"cannot listen there ({reason})", where=address, next_step="--port 0 takes a free one")
 
 
 def allowed_keys(host: str, file: Path | None) -> keys.Keys:
@@ -163,8 +168,14 @@ def answer(
         running.should_exit = True
 
     before: dict[int, Any] = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    address = "{}:{}".format(*listening.getsockname()[:2])
     try:
         running.run(sockets=[listening])
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        # Two may be bound to one port, until the first of them listens.
+        raise _not_there(address, os.strerror(errno.EADDRINUSE)) from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
