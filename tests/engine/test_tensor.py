@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, CohereConfig, CohereForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
 from luthier.config.settings import Settings
 from luthier.engine import sharding, tensor
@@ -19,6 +19,18 @@ def test_what_the_plan_of_a_model_does_otherwise_is_refused() -> None:
     with pytest.raises(ConfigError, match="Transformers has no plan for GPT2LMHeadModel") as refused:
         list(tensor._planned(GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2))))
     assert (refused.value.where, refused.value.next_step[:13]) == ("wrapping", "wrapping: ddp")
+
+
+def test_weights_that_the_plan_of_a_model_forgets_are_refused() -> None:
+    assert len(list(tensor._planned(_cohere()))) == 7
+    with pytest.raises(
+        ConfigError, match=r"CohereForCausalLM has weights beside those that its plan cuts \(model.layers.0.self_attn.q_norm.weight\)"
+    ):
+        list(tensor._planned(_cohere(use_qk_norm=True)))
+
+
+def _cohere(**more: bool) -> CohereForCausalLM:
+    return CohereForCausalLM(CohereConfig(**SMALL, intermediate_size=16, pad_token_id=0, bos_token_id=1, eos_token_id=2, **more))
 
 
 def test_attention_that_drops_is_refused(tiny_model: Path) -> None:

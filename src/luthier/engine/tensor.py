@@ -53,9 +53,19 @@ def _planned(model: Any) -> Iterator[tuple[Any, str]]:
             raise _refused(f"the plan of {type(causal).__name__} has a part that is {style}, which is not known here")
         if style == "rowwise" and base.bias is not None:
             raise _refused(f"{type(causal).__name__} adds a bias to what the ranks add up")
+    if beside := _beside(causal, {module for module, _ in cut_here}):
+        raise _refused(f"{type(causal).__name__} has weights beside those that its plan cuts ({beside})")
     if getattr(causal.config.get_text_config(), "attention_dropout", 0.0):
         raise _refused(f"{type(causal).__name__} drops a part of its attention, and each rank would drop by itself")
     yield from cut_here
+
+
+def _beside(causal: nn.Module, layers: set[nn.Module]) -> str | None:
+    """A weight of the same attention or MLP as one of `layers` that none of them has: it stands whole, and would meet a part of the numbers."""
+    cut_weights = {weight for layer in layers for weight in layer.parameters()}
+    around = [module for module in causal.modules() if layers & set(module.children())]
+    beside = {weight for module in around for weight in module.parameters()} - cut_weights
+    return next((name for name, weight in causal.named_parameters() if weight in beside), None)
 
 
 def _linears(layer: Any, style: str) -> list[Any]:
