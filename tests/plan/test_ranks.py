@@ -75,9 +75,10 @@ def test_heads_that_cannot_be_dealt_out_are_refused(smollm2: ModelFacts, h100: M
 
 
 def test_devices_that_compute_a_part_of_every_layer_share_weights_and_heads(smollm2: ModelFacts, h100: Machine) -> None:
-    with pytest.raises(ConfigError, match="the 9 heads and 3 key heads of this model cannot be dealt to 2 ranks") as refused:
-        choose.resolve(settings(devices=2, wrapping="tp"), smollm2, h100, ROWS)
-    assert (refused.value.where, refused.value.next_step) == ("devices", "devices: 1 or 3")
+    for devices, facts, possible in ((2, smollm2, "1 or 3"), (3, replace(smollm2, intermediate=1540), "1")):
+        with pytest.raises(ConfigError, match=f"columns of the MLP of this model cannot be dealt to {devices} ranks") as refused:
+            choose.resolve(settings(devices=devices, wrapping="tp"), facts, h100, ROWS)
+        assert (refused.value.where, refused.value.next_step) == ("devices", f"devices: {possible}")
     whole, cut = (choose.resolve(settings(devices=3, wrapping=how), smollm2, h100, ROWS).settings for how in ("ddp", "tp"))
     parts = [cost.memory_parts(each, smollm2, h100, ROWS) for each in (whole, cut)]
     assert parts[1]["weights"] == -(-parts[0]["weights"] // 3)
@@ -87,6 +88,23 @@ def test_devices_that_compute_a_part_of_every_layer_share_weights_and_heads(smol
     # 7 sums a layer of a vector of each token, 2 bytes a number; in a ring of 3 each sends 4 of 3 of it.
     assert sent[1].inside - sent[0].inside == pytest.approx(4 / 3 * tokens * smollm2.hidden * 7 * smollm2.layers * 2, rel=1e-6)
     assert ranks.at_work(cut, h100) == 3
+
+
+@pytest.mark.parametrize("wrapping", ["fsdp", "tp"])
+@pytest.mark.parametrize(("frozen", "tables"), [(False, 49_152 * 576), (True, 0)])
+def test_tables_are_trained_whole_on_each_device(wrapping: str, frozen: bool, tables: int, smollm2: ModelFacts, h100: Machine) -> None:
+    told = {"training": {"precision": "fp32", "micro_batch_tokens": 1024}, "freeze": {"embeddings": frozen}, "devices": 3}
+    whole, cut = (choose.resolve(settings("full", wrapping=how, **told), smollm2, h100, ROWS) for how in ("ddp", wrapping))
+    name = "gradients and optimizer"
+    third = whole.memory_bytes[name] / 3
+    assert cut.memory_bytes[name] == pytest.approx(third + 12 * tables * 2 / 3, rel=1e-6), "an fp32 gradient and two moments of each number"
+
+
+def test_numbers_of_devices_that_cannot_cut_layers_are_shown_as_they_can_run(llama70b: ModelFacts, h100: Machine) -> None:
+    plan = choose.resolve(settings(devices=8, wrapping="tp"), llama70b, h100, ROWS)
+    found = scaling.simulate(plan.settings, llama70b, h100, ROWS, plan.updates, [1, 3, 8, 16])
+    assert [one.wrapping for one in found] == ["ddp", "fsdp", "tp", "hsdp"]
+    assert any("other numbers are shown with fsdp or hsdp" in line for line in scaling.assumptions(h100, plan.settings))
 
 
 def test_hsdp_sends_between_hosts_only_its_part_of_what_is_trained() -> None:

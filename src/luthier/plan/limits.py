@@ -26,16 +26,22 @@ def check_warmup(settings: Settings, updates: int) -> None:
 
 
 def check_heads(settings: Settings, facts: ModelFacts) -> None:
-    """Raises ConfigError where the ranks of a team cannot have equal shares of the attention's heads."""
+    """Raises ConfigError where the ranks of a team cannot have equal shares of the attention's heads, or (tp) of the MLP's columns."""
     cuts_layers = settings.wrapping == "tp" and settings.devices != "auto"
     where, team = ("devices", int(settings.devices)) if cuts_layers else ("sequence_parallel", settings.sequence_parallel)
-    if facts.heads % team or facts.kv_heads % team:
-        possible = [size for size in range(1, facts.kv_heads + 1) if facts.heads % size == 0 == facts.kv_heads % size]
+    if not shares_evenly(facts, team, columns=cuts_layers):
+        possible = [size for size in range(1, facts.kv_heads + 1) if shares_evenly(facts, size, columns=cuts_layers)]
+        columns = f" and the {facts.intermediate:,} columns of the MLP" if cuts_layers else ""
         raise ConfigError(
-            f"the {facts.heads} heads and {facts.kv_heads} key heads of this model cannot be dealt to {team} ranks in equal shares",
+            f"the {facts.heads} heads and {facts.kv_heads} key heads{columns} of this model cannot be dealt to {team} ranks in equal shares",
             where=where,
             next_step=f"{where}: {' or '.join(map(str, possible))}",
         )
+
+
+def shares_evenly(facts: ModelFacts, ranks: int, *, columns: bool) -> bool:
+    """Whether so many ranks can have equal shares of the attention's heads, and (`columns`) of the MLP."""
+    return not any(size % ranks for size in (facts.heads, facts.kv_heads, facts.intermediate if columns else 0))
 
 
 def check_team(settings: Settings) -> None:

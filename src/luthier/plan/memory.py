@@ -233,7 +233,7 @@ def full_run_bytes(
     fp32 and handed on in the weights' format (vocabulary * hidden numbers of each).
     """
     number_bytes = PRECISION_BYTES[precision]
-    of_number = MOMENTS_BYTES[optim] + (4 if number_bytes == 4 else TRAINED_NUMBER_BYTES)
+    of_number = full_number_bytes(precision, optim)
     of_table = MOMENTS_BYTES["adamw"] - MOMENTS_BYTES["muon"] if optim == "muon" else 0.0
     running_back = dataclasses.replace(facts, layers=facts.layers - idle_layers)
     return {
@@ -243,6 +243,11 @@ def full_run_bytes(
         + head_is_trained * ((4 + number_bytes) * facts.vocabulary * facts.hidden + round(of_table * (facts.parameters - body_parameters(facts)))),
         **_passing_bytes(running_back, precision, micro_batch_tokens, row_tokens, prefix_tokens, recomputed, keeps_attention, True),
     }
+
+
+def full_number_bytes(precision: str, optim: str) -> float:
+    """What training one of a model's own weights takes beside it: its fp32 gradient and moments, and an fp32 master where it is not fp32 itself."""
+    return MOMENTS_BYTES[optim] + (4 if PRECISION_BYTES[precision] == 4 else TRAINED_NUMBER_BYTES)
 
 
 def _before_anything(device: str) -> dict[str, int]:

@@ -8,6 +8,7 @@ from luthier.config.launch import bounds_of
 from luthier.config.settings import Settings
 from luthier.models.facts import ModelFacts
 from luthier.plan import machine, memory
+from luthier.plan.trained import full_tables
 from luthier.records import Machine, Resolved
 
 # What is cut where weights are: the rest is of the tokens that are on their way.
@@ -74,6 +75,9 @@ def share(parts: dict[str, int], settings: Settings, facts: ModelFacts) -> dict[
     if count == 1:
         return parts
     cut = {name: math.ceil(size / count) if name in CUT else size for name, size in parts.items()}
+    if settings.method == "full":  # the tables are trained whole on each device, and their gradients and moments with them
+        of_number = memory.full_number_bytes(settings.training.precision, settings.training.optim)
+        cut["gradients and optimizer"] += round(of_number * full_tables(settings, facts) * (count - 1) / count)
     if settings.wrapping == "tp":  # the tables alone stand whole, and no block ever does
         return {**cut, "gathered": tables_bytes(facts, settings.training.precision)}
     return {**cut, "gathered": whole_at_once_bytes(parts["weights"], facts, settings.training.precision)}

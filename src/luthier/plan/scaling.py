@@ -11,7 +11,7 @@ from typing import Any
 
 from luthier.config.settings import Settings
 from luthier.models.facts import ModelFacts
-from luthier.plan import cost, in_words, levers, ranks
+from luthier.plan import cost, in_words, levers, limits, ranks
 from luthier.plan.cost import DataShape
 from luthier.plan.ranks import Group, Traffic
 from luthier.plan.trained import trained_parameters
@@ -71,9 +71,7 @@ def simulate(settings: Settings, facts: ModelFacts, machine: Machine, rows: Data
 def _on(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape, updates: int, count: int, alone_s: float) -> Scaled:
     links = links_of(machine)
     group = _group(count, links.per_host)
-    cut = ["hsdp", "fsdp"] if group.hosts > 1 else ["fsdp"]
-    wanted = ["ddp", *(cut if count > 1 else [])] if settings.wrapping == "auto" or count == 1 else [settings.wrapping]
-    tried = [_fitted(_with(settings, group, wrapping), facts, machine, rows) for wrapping in wanted]
+    tried = [_fitted(_with(settings, group, wrapping), facts, machine, rows) for wrapping in _wanted(settings.wrapping, group, facts)]
     filled, needs, fits = next((one for one in tried if one[2]), tried[-1])
     sent = traffic_of(filled, facts, machine, rows)
     computing_s = alone_s / ranks.at_work(filled, _like_gpus(machine))
@@ -85,6 +83,17 @@ def _on(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape
     speedup = alone_s / update_s
     total = sent.inside + sent.between
     return Scaled(group.total, group.hosts, filled.wrapping, needs, fits, total, update_s, speedup, speedup / group.total, update_s * updates)
+
+
+def _wanted(asked: str, group: Group, facts: ModelFacts) -> list[str]:
+    """The ways to share the weights that come into question, the preferred first; where devices cannot run each a part of every layer (tp),
+    they have parts of the weights."""
+    if group.total == 1:
+        return ["ddp"]
+    cut = ["hsdp", "fsdp"] if group.hosts > 1 else ["fsdp"]
+    if asked == "tp":
+        return ["tp"] if group.hosts == 1 and limits.shares_evenly(facts, group.total, columns=True) else cut
+    return ["ddp", *cut] if asked == "auto" else [asked]
 
 
 def _group(count: int, per_host: int) -> Group:
@@ -139,7 +148,9 @@ def line(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShap
 def assumptions(machine: Machine, settings: Settings) -> list[str]:
     """What the numbers of `simulate` stand on, a line each."""
     links, known = links_of(machine), rules()
+    tp = "wrapping: tp is for one host whose devices divide heads, key heads and columns of the MLP: other numbers are shown with fsdp or hsdp"
     return [
+        *([tp] if settings.wrapping == "tp" else []),
         f"one device computes as {machine.name} is estimated to; an update has {settings.training.batch_size} rows, dealt out whole",
         f"links of data sheets ({known['checked']}), of which {known['share']:.0%} are reached: {links.inside / 1e9:.3g} GB/s inside a host, "
         f"{links.between / 1e9:.3g} GB/s to another, and {known['latency_us']} us for a step",

@@ -103,8 +103,13 @@ def _p_tuning(settings: Settings, facts: ModelFacts) -> int:
 def _full(settings: Settings, facts: ModelFacts) -> int:
     frozen = settings.freeze.numbers()
     in_blocks = facts.layers - len(frozen)
-    tables = memory.table_parameters(facts, True, 0) - (facts.vocabulary * facts.hidden if settings.freeze.embeddings else 0)
-    return (memory.body_parameters(facts) - facts.hidden) * in_blocks // facts.layers + facts.hidden + tables  # hidden: the last norm
+    in_body = (memory.body_parameters(facts) - facts.hidden) * in_blocks // facts.layers + facts.hidden  # hidden: the last norm
+    return in_body + full_tables(settings, facts)
+
+
+def full_tables(settings: Settings, facts: ModelFacts) -> int:
+    """Numbers that method: full trains in the embedding and the head."""
+    return memory.table_parameters(facts, True, 0) - (facts.vocabulary * facts.hidden if settings.freeze.embeddings else 0)
 
 
 TRAINED: dict[str, Callable[[Settings, ModelFacts], int]] = {
