@@ -286,13 +286,13 @@ def scale(run: Run) -> None:
 
     run.measure_products()
     found = []
-    for point in engine_scaling.points(run.asked.quick):
+    for point in engine_scaling.points(run.asked.quick, run.asked.precision):
         found.append(engine_scaling.measure(point, ids, measure, config))
         print(f"{point.axis:20} {point.value:6}  {found[-1]['tokens_per_second']:,.0f} tok/s", flush=True)
     run.measure_products()
     files.make_folder(run.asked.output.parent)
     files.write_json(run.asked.output.with_suffix(".json"), {"device": device(run), "gflops": run.gflops, "points": found})
-    engine_scaling.plot(found, run.gflops["bf16"], device(run), run.asked.plot)
+    engine_scaling.plot(found, run.gflops[run.asked.precision], f"SmolLM2-135M, LoRA, {run.asked.precision}: {device(run)}", run.asked.plot)
     print(f"written: {run.asked.output}.json and {run.asked.plot}")
 
 
@@ -318,6 +318,7 @@ def asked_for() -> argparse.Namespace:
     parser.add_argument("--torch", default=TORCH, help=f"what pip installs first into each of them (default {TORCH})")
     parser.add_argument("--python", action="append", default=[], metavar="TOOL=PATH", help="use this Python for a peer instead")
     parser.add_argument("--output", type=Path, help="written as .md and .json (default benchmarks/results/WHAT)")
+    parser.add_argument("--precision", default="bf16", choices=("bf16", "fp32"), help="of `scaling`")
     parser.add_argument("--plot", type=Path, default=HERE.parent / "docs" / "performance-scaling.svg", help="where `scaling` draws (.svg or .png)")
     asked = parser.parse_args()
     asked.sets = asked.sets or (["short"] if asked.method == "full" else list(BATCHES))

@@ -10,7 +10,7 @@ from engine_table import Shape, flops, visible_pairs
 
 from luthier.records import TokenizedExample
 
-TOKENS = 8192  # of one update; a longer row is an update by itself
+TOKENS = 2048  # of one update, but where a micro-batch or a row is longer
 MICRO_BATCHES = (256, 512, 1024, 2048, 4096, 8192)
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 RANKS = (4, 8, 16, 32, 64, 128, 256)
@@ -28,20 +28,21 @@ class Point:
     setting: dict[str, Any]
 
 
-def points(quick: bool) -> list[Point]:
+def points(quick: bool, precision: str = "bf16") -> list[Point]:
     """Every point of the three plots; `quick` leaves out the dear ones."""
     micro_batches, lengths, ranks = (MICRO_BATCHES[::2], LENGTHS[:5:2], RANKS[::3]) if quick else (MICRO_BATCHES, LENGTHS, RANKS)
-    plain = {"precision": "bf16", "share_prefixes": False}
+    plain = {"precision": precision, "share_prefixes": False}
     found = [Point("micro_batch_tokens", size, ROW_TOKENS, 16, {**plain, "micro_batch_tokens": size}) for size in micro_batches]
     found += [Point("row_tokens", length, length, 16, plain) for length in lengths]
     return found + [Point("rank", rank, ROW_TOKENS, rank, plain) for rank in ranks]
 
 
-def rows_of(ids: Sequence[int], length: int, updates: int) -> tuple[list[TokenizedExample], int]:
+def rows_of(ids: Sequence[int], point: Point, updates: int) -> tuple[list[TokenizedExample], int]:
     """Rows of one length for so many updates, and how many make one update."""
     from luthier.records import Source
 
-    batch = max(1, TOKENS // length)
+    length = point.length
+    batch = max(1, max(TOKENS, point.setting.get("micro_batch_tokens", 0)) // length)
     needed = batch * updates
     pieces = [list(ids[start : start + length]) for start in range(0, len(ids) - length + 1, length)]
     mask = [False] + [True] * (length - 1)
@@ -52,7 +53,7 @@ def measure(
     point: Point, ids: Sequence[int], run: Callable[[Point, list[TokenizedExample], int], dict[str, Any]], config: dict[str, Any]
 ) -> dict[str, Any]:
     """Tokens a second of one point, and the work of one token."""
-    rows, batch = rows_of(ids, point.length, updates=3)
+    rows, batch = rows_of(ids, point, updates=3)
     updates = run(point, rows, batch)["updates"][1:]
     executed, trained = updates[0]["executed"], updates[0]["trained"]
     work = flops(Shape.of(config, point.rank), "lora", executed, trained, visible_pairs(rows[:batch]))
@@ -74,12 +75,12 @@ TITLES = {
 }
 
 
-def plot(found: Sequence[dict[str, Any]], gflops: float, device: str, path: Path) -> None:
+def plot(found: Sequence[dict[str, Any]], gflops: float, title: str, path: Path) -> None:
     """Measured tokens a second, and the limit: the arithmetic at the matrix-product rate of the same run. Needs matplotlib (luthier[data])."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
-    for place, (axis, title) in enumerate(TITLES.items(), start=1):
+    for place, (axis, label) in enumerate(TITLES.items(), start=1):
         one = [point for point in found if point["axis"] == axis]
         panel = figure.add_subplot(1, 3, place)
         panel.plot([point["value"] for point in one], [point["tokens_per_second"] for point in one], "o-", label="measured")
@@ -87,9 +88,9 @@ def plot(found: Sequence[dict[str, Any]], gflops: float, device: str, path: Path
         panel.set_xscale("log", base=2)
         panel.set_xticks([point["value"] for point in one], [f"{point['value']:,}" for point in one], fontsize=7)
         panel.set_ylim(bottom=0)
-        panel.set_xlabel(title)
+        panel.set_xlabel(label)
         panel.set_ylabel("tokens a second")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
-    figure.suptitle(f"SmolLM2-135M, LoRA, bf16: {device}", fontsize=10)
+    figure.suptitle(title, fontsize=10)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

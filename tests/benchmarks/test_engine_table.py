@@ -135,7 +135,7 @@ def test_the_start_is_held_against_eight_seconds_and_trl() -> None:
 def test_every_point_of_the_plots_has_rows_of_its_length() -> None:
     ids = list(range(40_000))
     for point in engine_scaling.points(quick=False):
-        rows, batch = engine_scaling.rows_of(ids, point.length, updates=2)
+        rows, batch = engine_scaling.rows_of(ids, point, updates=2)
         assert len(rows) == 2 * batch
         assert {len(one.token_ids) for one in rows} == {point.length}
     assert {point.value for point in engine_scaling.points(quick=False) if point.axis == "row_tokens"} >= {128, 16384}
