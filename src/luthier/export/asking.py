@@ -3,13 +3,14 @@
 Letters: T tokens, V vocabulary.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from luthier.engine import Engine
+from luthier.engine import Engine, update
 from luthier.export.parity import Answers
 from luthier.records import TokenizedExample
 
@@ -72,7 +73,10 @@ def of_llama_cpp(engine: LlamaCpp, asked: Questions, adapter: str | None = None)
 def _logits(engine: Engine, row: TokenizedExample) -> torch.Tensor:
     # Only those that predict the answer: 40 whole rows of a vocabulary of 49,152 would be gigabytes. From the end, as PEFT's forward
     # may give logits for virtual tokens before the row.
-    logits_TV: Any = engine.model(input_ids=torch.tensor([row.token_ids], device=engine.device), use_cache=False).logits[0]
-    found: torch.Tensor = logits_TV[-1 - places_of(row) : -1]
+    last = places_of(row) + 1
+    takes = inspect.signature(update.causal_model(engine.model).forward).parameters
+    only = {"logits_to_keep": last} if "logits_to_keep" in takes else {}
+    logits_TV: Any = engine.model(input_ids=torch.tensor([row.token_ids], device=engine.device), use_cache=False, **only).logits[0]
+    found: torch.Tensor = logits_TV[-last:-1]
     # A copy: a slice would keep the logits of the whole row alive.
     return found.to("cpu", torch.float32, copy=True)
