@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,21 @@ def test_held_out_documents_are_in_no_row_and_all_questions_are_accounted_for(in
         rag_mix.rag_mix(str(questions), index, tmp_path / "raft", Shares())
 
 
+def as_plain_text(questions: Path, to: Path) -> Path:
+    """The same questions in the columns that are read as plain text, without a chat template."""
+    return write_rows(to, [{"prompt": row["question"], "completion": row["answer"]} for row in lines(questions)])
+
+
+def test_questions_of_plain_text_are_held_out_as_they_are_trained(index: Path, questions: Path, tmp_path: Path) -> None:
+    plain = as_plain_text(questions, tmp_path / "plain.jsonl")
+    for name, path in {"chats": questions, "plain": plain}.items():
+        rag_mix.rag_mix(str(path), index, tmp_path / name, Shares(passages=2, together=2), hold_out=0.34, seed=1)
+    assert lines(tmp_path / "plain" / "held_out.jsonl") == lines(tmp_path / "chats" / "held_out.jsonl")
+    assert [row["messages"] for row in lines(tmp_path / "plain" / "train.jsonl")] == [
+        row["messages"] for row in lines(tmp_path / "chats" / "train.jsonl")
+    ]
+
+
 def test_rows_that_share_their_passages_are_computed_once(index: Path, questions: Path, tmp_path: Path, tiny_model: Path) -> None:
     shares = Shares(passages=2, together=2, without_gold=0.0)
     rag_mix.rag_mix(str(questions), index, tmp_path / "raft", shares, hold_out=0.0)
@@ -118,6 +134,16 @@ def test_the_four_are_measured_on_the_same_questions(compared: tuple[RunFolder, 
     assert samples[6]["answers"]["tuned_rag"] == NOT_THERE
     assert files.read_json(done.folder / "rag.json")["verdict"] == done.verdict
     assert done.verdict.split(";")[0].replace("'", "&#x27;") in run.report.read_text(encoding="utf-8").replace("&#39;", "&#x27;")
+
+
+def test_questions_of_plain_text_are_asked_as_the_run_was_trained(
+    compared: tuple[RunFolder, Compared, Call], questions: Path, tmp_path: Path
+) -> None:
+    run, done, call = compared
+    again = rag_compare.compare(str(run.path), replace(call, data=str(as_plain_text(questions, tmp_path / "plain.jsonl")), name="plain"))
+    assert again.scorecard.models == done.scorecard.models
+    costs = [{name: cost["prompt_tokens_per_question"] for name, cost in one.scorecard.costs.items()} for one in (done, again)]
+    assert costs[0] == costs[1]
 
 
 def test_the_same_comparison_again_asks_nothing_and_another_one_has_its_own_folder(compared: tuple[RunFolder, Compared, Call]) -> None:

@@ -36,6 +36,7 @@ SAMPLES = 20
 OWN = "held-out"
 FAITHFUL, REFUSED, REFUSED_WITHOUT = "faithfulness", "refused", "refused_without"
 LESS_IS_BETTER = [REFUSED]
+ROLES = {True: ("user", "assistant"), False: ("prompt", "completion")}  # of a question and its answer in a chat template, and as plain text
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +188,15 @@ def _questions(bench: _Bench, asked: Sequence[Asked]) -> list[_Question]:
 
 
 def _as_trained(conversation: Conversation, promised: Mapping[str, Any]) -> Conversation:
-    """A question asked as the run was: with its system message where the row has none."""
+    """A question asked as the run was: in its chat template or as plain text, and with its system message where the row has none."""
+    templated = bool(promised.get("templated", conversation.templated))
+    turns = conversation.turns
+    if [turn.role for turn in turns] == list(ROLES[not templated]):
+        turns = tuple(replace(turn, role=role) for turn, role in zip(turns, ROLES[templated], strict=True))
     system = promised.get("system")
-    if system and promised.get("templated") and conversation.templated and conversation.turns[0].role != "system":
-        return replace(conversation, turns=(Turn("system", str(system)), *conversation.turns))
-    return conversation
+    if system and templated and turns[0].role not in ("system", "prompt"):
+        turns = (Turn("system", str(system)), *turns)
+    return replace(conversation, turns=turns, templated=turns[0].role != "prompt")
 
 
 def _without(bench: _Bench, found: Sequence[_Question]) -> list[tuple[_Question, Grounded]]:

@@ -28,6 +28,8 @@ from luthier.reporting import Reporter, Silent
 HELD_OUT = "held_out"
 # A passage that says so much of the answer distracts from nothing: it is an answer too.
 ANSWERS_TOO = 0.95
+# Columns of plain text, and those of a chat that says the same.
+AS_CHAT = {"prompt": "question", "completion": "answer"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +145,12 @@ def _row(mixed: Mixed, ready: _Ready, finder: Finder, shares: Shares) -> dict[st
 
 
 def _held_row(ready: _Ready, finder: Finder) -> dict[str, Any]:
-    """A question as it stood, with the place of the passage that answers it."""
+    """A question as it stood, with the place of the passage that answers it; plain text is made a chat, as in train.jsonl."""
     [passage] = finder.index.passages(ready.gold[:1])
-    return {**ready.asked.row, "gold": passage.place}
+    row = ready.asked.row
+    if not ready.asked.conversation.templated:
+        row = {AS_CHAT.get(column, column): value for column, value in row.items()}
+    return {**row, "gold": passage.place}
 
 
 def _write(
