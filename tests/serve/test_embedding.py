@@ -2,6 +2,7 @@
 
 import base64
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -98,3 +99,23 @@ def test_too_many_texts_at_once_are_told_to_come_again(tiny_model: Path, adapter
     found.server.should_exit = True
     thread.join(timeout=30)
     assert sorted(statuses) == [200] * 16 + [503] * 4
+
+
+def test_a_slow_embedder_is_waited_for_as_long_as_an_answer_may_take_and_never_runs_twice_at_once(tiny_model: Path, adapters: Path) -> None:
+    running = [0]
+
+    def slow(texts: list[str]) -> Any:
+        running.append(running[-1] + 1)
+        time.sleep(0.5)
+        running.append(running[-1] - 1)
+        return embed(texts)
+
+    app = application(tiny_model, adapters, answer_s=0.3)
+    server = replace(app.app.state.server, embed=slow, embed_name="slow")  # type: ignore[attr-defined]
+    found, thread = listen(http.application(server, keys.Keys([]), frozenset()), adapters)
+    with found.client() as client:
+        told = [client.post("/v1/embeddings", json={"model": "slow", "input": "x"}) for _ in range(2)]
+    found.server.should_exit = True
+    thread.join(timeout=30)
+    assert [(one.status_code, one.json()["error"]["code"]) for one in told] == [(504, "deadline")] * 2
+    assert max(running) == 1

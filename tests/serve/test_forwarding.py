@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pytest
 from conftest_serve import listen
@@ -403,6 +404,25 @@ def test_the_embedder_of_the_index_answers_and_is_listed(grounded: Stand) -> Non
     assert [len(told["data"][0]["embedding"]), told["usage"]["total_tokens"]] == [256, len("guitar")]
     assert "wordllama" in [one["id"] for one in httpx.get(f"{grounded.url}/v1/models", timeout=20).json()["data"]]
     assert httpx.get(f"{grounded.url}/v1/models/wordllama", timeout=20).json()["parent"] is None
+
+
+def test_embeddings_end_at_the_deadline_of_their_request_and_count_no_further(tmp_path: Path) -> None:
+    counted: list[str] = []
+
+    def count(text: str, left: Callable[[], float]) -> int:
+        left()
+        counted.append(text)
+        time.sleep(0.05)
+        return 1
+
+    with stand(limits=Limits(answer_s=0.3)) as found:
+        found.server.embed, found.server.count = lambda texts: np.zeros((len(texts), 2), np.float32), count
+        running, thread = listen(forwarding.application(found.server, keys.Keys([]), frozenset({"127.0.0.1"})), tmp_path)
+        late = httpx.post(f"{running.url}/v1/embeddings", json={"model": "embeddings", "input": ["a"] * 40}, timeout=20)
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline")
+        running.server.should_exit = True
+        thread.join(timeout=20)
+    assert len(counted) < 20
 
 
 def test_a_server_without_documents_says_so() -> None:

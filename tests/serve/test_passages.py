@@ -1,7 +1,9 @@
 """Answers of a server with documents: the passages stand beside them, a request can do without, and nothing is guessed."""
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ from conftest_serve import application, listen
 from luthier.rag import embedding, indexing
 from luthier.rag.grounding import NOT_THERE
 from luthier.rag.splitting import Split
+from luthier.records import Turn
+from luthier.serve import http, passages
+from luthier.serve.keys import Keys
 
 QUESTION = "Where does the postman of Elgin go to?"
 
@@ -103,3 +108,18 @@ def test_a_server_without_documents_says_so(client: httpx.Client) -> None:
     assert told.status_code == 400
     assert "luthier serve RUN --rag INDEX" in told.text
     assert ask(client, QUESTION, rag=False).status_code == 200
+
+
+def test_a_look_up_and_its_answer_have_one_deadline_together(tiny_model: Path, adapters: Path) -> None:
+    def look_up(turns: list[Turn], most: int | None, tools: str, left: Callable[[], float]) -> passages.LookedUp:
+        time.sleep(max(0.0, left() - 0.02))  # all but nothing is left for the answer
+        return passages.LookedUp(turns, [])
+
+    app = application(tiny_model, adapters, answer_s=1.0)
+    server = replace(app.app.state.server, look_up=look_up)  # type: ignore[attr-defined]
+    running, thread = listen(http.application(server, Keys([]), frozenset()), adapters)
+    with running.client() as client:
+        late = ask(client, QUESTION, n=8, max_tokens=48)
+    running.server.should_exit = True
+    thread.join(timeout=30)
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline")

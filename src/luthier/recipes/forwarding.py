@@ -142,12 +142,12 @@ def _documents(finder: Finder, plan: Plan, upstream: Upstream, wanted: Wanted, o
         count = partial(tokens, left)
         return Reading(count, lambda turns, tools: count(messages.all_written(turns, plan.knows_system), tools), plan.control)
 
-    def of_an_embedding() -> float:
-        return wanted.answer_s
+    def count(text: str, left: passages.Left) -> int:
+        return tokens(left, text)
 
-    grounder = Grounder(finder, Grounding(), reading(of_an_embedding), plan.context, logging.getLogger("luthier.serve").warning)
+    grounder = Grounder(finder, Grounding(), reading(lambda: CHECK_S), plan.context, logging.getLogger("luthier.serve").warning)
     look_up = passages.look_up_with(lambda left: replace(grounder, reading=reading(left)), NOT_THERE)
-    return {"look_up": look_up, "embed": finder.embedder, "embed_name": finder.embedder.name, "count": partial(tokens, of_an_embedding)}
+    return {"look_up": look_up, "embed": finder.embedder, "embed_name": finder.embedder.name, "count": count}
 
 
 def _posting(client: Any, there: Callable[[], Backend], name: str, left: Callable[[], float] = lambda: CHECK_S) -> Post:

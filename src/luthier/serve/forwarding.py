@@ -48,7 +48,7 @@ class Forwarding:
     look_up: passages.LookUp | None = None
     embed: Embed | None = None
     embed_name: str = "embeddings"
-    count: Callable[[str], int] = len  # the tokens of a text, for the usage of embeddings
+    count: Callable[[str, passages.Left], int] = lambda text, left: len(text)  # the tokens of a text, for the usage of embeddings
     in_flight: int = 0
     client: httpx.AsyncClient = field(init=False)
 
@@ -72,7 +72,7 @@ def application(server: Forwarding, keys: Keys, hosts: frozenset[str]) -> Doors:
         async with server.client, server.upstream.watched():
             yield
 
-    routes, embeddings = Routes(server), Embeddings(server.embed, server.embed_name, server.count)
+    routes, embeddings = Routes(server), Embeddings(server.embed, server.embed_name, server.count, server.limits.answer_s)
     table: list[routing.Route] = [
         ("/v1/chat/completions", "POST", routes.chat, ChatAsked),
         ("/v1/completions", "POST", routes.complete, CompletionAsked),

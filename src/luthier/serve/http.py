@@ -67,7 +67,10 @@ def application(server: Server, keys: Keys, hosts: frozenset[str]) -> Doors:
         yield
         await asyncio.to_thread(server.answering.stop, server.drain_s)
 
-    routes, embeddings = Routes(server), Embeddings(server.embed, server.embed_name, lambda text: len(server.tokenizer(text).input_ids))
+    def count(text: str, left: passages.Left) -> int:
+        return len(server.tokenizer(text).input_ids)
+
+    routes, embeddings = Routes(server), Embeddings(server.embed, server.embed_name, count, server.limits.answer_s)
     table: list[routing.Route] = [
         ("/v1/chat/completions", "POST", routes.chat, ChatAsked),
         ("/v1/completions", "POST", routes.complete, CompletionAsked),
@@ -91,7 +94,7 @@ class Routes:
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation (OpenAI's chat completions)."""
-        asked = await routing.read(request, ChatAsked)
+        asked, latest = await routing.read(request, ChatAsked), self._latest()
         bends = []
         if asked.response_format and (schema := asked.response_format.schema_of_answer) is not None:
             bends = [await asyncio.to_thread(self.server.grammars.bend, schema) for _ in range(asked.n)]
@@ -101,7 +104,6 @@ class Routes:
         turns = asked.turns
         if served.system and turns[0].role != "system":
             turns = [Turn("system", served.system), *turns]
-        latest = time.monotonic() + self.server.limits.answer_s
         looked_up = await passages.looked_up(request, self.server.look_up, asked, turns, latest)
         if looked_up is not None and looked_up.answer:
             return passages.without_model(request, asked, served.name, looked_up)
@@ -112,7 +114,7 @@ class Routes:
         def shape(*about: Any) -> Shape:
             return chat_shape(*about) if looked_up is None else passages.Cited(chat_shape(*about), looked_up.passages)
 
-        return await self._answer(request, asked, prompt, shape, bends)
+        return await self._answer(request, asked, prompt, shape, bends, latest)
 
     async def complete(self, request: Request) -> Response:
         """Go on with a text (OpenAI's completions)."""
@@ -125,7 +127,7 @@ class Routes:
                 raise bad_request("prompt", f"holds token {unknown[0]}, and the model has {self.server.words}", "send ids of this tokenizer")
             return list(asked.prompt)
 
-        return await self._answer(request, asked, prompt, completion_shape, [])
+        return await self._answer(request, asked, prompt, completion_shape, [], self._latest())
 
     async def models(self, request: Request) -> Response:
         """The base and its adapters."""
@@ -179,6 +181,10 @@ class Routes:
         counters.loaded.set(len(self.server.registry.loaded))
         return Response(counters.text(), media_type="text/plain; version=0.0.4")
 
+    def _latest(self) -> float:
+        """When a request that begins now has to be answered (of time.monotonic)."""
+        return time.monotonic() + self.server.limits.answer_s
+
     async def _served(self, request: Request, name: str) -> Served:
         routing.check_key(request, name)
         return await asyncio.to_thread(self.server.registry.served, name)
@@ -218,7 +224,13 @@ class Routes:
             raise bad_request("messages", error.problem, error.next_step) from error
 
     async def _answer(
-        self, request: Request, asked: Any, prompt_of: Callable[[Served], Awaitable[list[int]]], shape_of: Callable[..., Shape], grammars: list[Any]
+        self,
+        request: Request,
+        asked: Any,
+        prompt_of: Callable[[Served], Awaitable[list[int]]],
+        shape_of: Callable[..., Shape],
+        grammars: list[Any],
+        latest: float,
     ) -> Response:
         served = await self._served(request, asked.model)
         prompt = await prompt_of(served)
@@ -230,8 +242,8 @@ class Routes:
         shape = shape_of(routing.id_of(request), now(), served.name, asked.likeliest, self.spelling)
         if asked.stream:
             with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
-            return StreamingResponse(answers.stream(shape, with_usage, self.server.limits.answer_s), media_type="text/event-stream")
-        return JSONResponse(await routing.unless_gone(request, answers.whole(shape, self.server.limits.answer_s), answers.cancel))
+            return StreamingResponse(answers.stream(shape, with_usage, latest), media_type="text/event-stream")
+        return JSONResponse(await routing.unless_gone(request, answers.whole(shape, latest), answers.cancel))
 
     def _limit(self, prompt_tokens: int, asked: int | None) -> int:
         context, room = self.server.context, self.server.answering.most_tokens
@@ -300,13 +312,13 @@ class Answers:
         """Nobody waits any more."""
         self.server.answering.cancel(self._jobs)
 
-    async def parts(self, answer_s: float, *, whole: bool = False) -> AsyncIterator[Part]:
-        """What each answer says, as it comes; ends when all have ended. Raises a Fault where one fails or the time is up."""
+    async def parts(self, latest: float, *, whole: bool = False) -> AsyncIterator[Part]:
+        """What each answer says, as it comes; ends when all have ended. Raises a Fault where one fails, and at `latest` (of time.monotonic)."""
         growing = [Answered(self.text, whole) for _ in self._jobs]
-        first, latest = True, self._loop.time() + answer_s
+        first = True
         try:
             while self._open:
-                async with asyncio.timeout_at(latest):  # not around what the client does with a part
+                async with asyncio.timeout(latest - time.monotonic()):  # not around what the client does with a part
                     place, told = await self._told.get()
                 if isinstance(told, Fault):
                     raise told
@@ -339,18 +351,18 @@ class Answers:
         cached = {"cached_tokens": requests[0].reused_tokens}
         return {"prompt_tokens": prompt, "completion_tokens": answers, "total_tokens": prompt + answers, "prompt_tokens_details": cached}
 
-    async def whole(self, shape: Shape, answer_s: float) -> dict[str, Any]:
+    async def whole(self, shape: Shape, latest: float) -> dict[str, Any]:
         """All answers, once they are whole."""
-        parts = [part async for part in self.parts(answer_s, whole=True)]
+        parts = [part async for part in self.parts(latest, whole=True)]
         return shape.whole(parts, len(self._jobs), self.usage)
 
-    async def stream(self, shape: Shape, with_usage: bool, answer_s: float) -> AsyncIterator[str]:
+    async def stream(self, shape: Shape, with_usage: bool, latest: float) -> AsyncIterator[str]:
         """The answers as server-sent events; a fault is the last event before the end."""
         try:
             for place in range(len(self._jobs)):
                 if begin := shape.begin(place):
                     yield routing.event(begin)
-            async for part in self.parts(answer_s):
+            async for part in self.parts(latest):
                 yield routing.event(shape.piece(part))
             if with_usage:
                 yield routing.event(shape.last(self.usage))
