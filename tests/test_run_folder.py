@@ -9,7 +9,7 @@ import pytest
 
 from luthier import files
 from luthier.errors import RunError
-from luthier.run_folder import RunFolder
+from luthier.run_folder import RunFolder, is_run, open_run
 
 
 class FullDisk:
@@ -95,3 +95,11 @@ def test_a_log_that_has_become_a_folder_ends_no_training(tmp_path: Path) -> None
     with run.patient(said.append):
         run.say("goes on")
     assert "training goes on" in said[0]
+
+
+def test_a_run_below_the_home_folder_is_found_where_no_shell_expands_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "support").mkdir()
+    (tmp_path / "support" / "config.yaml").touch()
+    assert open_run("~/support").path == tmp_path / "support"
+    assert is_run("~/support")

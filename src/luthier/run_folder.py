@@ -369,6 +369,7 @@ def open_run(name: str, output_dir: Path = Path("runs")) -> RunFolder:
         if not known:
             raise RunError("there is no run here", where=str(output_dir), next_step="luthier train CONFIG, or luthier demo")
         return known[-1]
+    name = os.path.expanduser(name)
     for path in (Path(name), output_dir / name):
         if (path / "config.yaml").is_file():
             return RunFolder(path)
@@ -413,4 +414,4 @@ def _number(run: RunFolder) -> int:
 
 
 def is_run(name: str) -> bool:
-    return os.path.isfile(os.path.join(name, "config.yaml"))
+    return os.path.isfile(os.path.join(os.path.expanduser(name), "config.yaml"))

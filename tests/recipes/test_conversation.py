@@ -11,7 +11,7 @@ from luthier import files
 from luthier.config.load import load_config, settings_to_yaml
 from luthier.engine import opening
 from luthier.errors import LuthierError, ModelError, RunError
-from luthier.export import merged
+from luthier.export import bundle, merged
 from luthier.recipes import sft
 from luthier.recipes.conversation import open_model, open_talk
 from luthier.records import Turn
@@ -60,6 +60,16 @@ def test_an_exported_folder_is_held_to_the_contract_beside_it(kind: str, learned
         open_model(str(folder))
     (folder / "contract.json").unlink()
     assert open_model(str(folder)).sessions["tuned"].turns == []
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+def test_a_bundle_is_what_lies_in_it_with_its_contract(kind: str, learned: RunFolder, tmp_path: Path) -> None:
+    exported(learned, kind, tmp_path / "support" / kind)
+    (tmp_path / "support" / kind / "contract.json").unlink()
+    bundle.fill(tmp_path / "support", learned, "the card")
+    talk = open_model(str(tmp_path / "support"), listener := Listener(), max_new_tokens=40)
+    assert f"system message (the one it was trained with): {SYSTEM}" in listener.lines
+    assert "".join(talk.ask(QUESTION)) == ANSWER
 
 
 def test_an_adapter_that_lies_in_its_run_stands_on_the_runs_base(copied: RunFolder) -> None:

@@ -50,6 +50,11 @@ def test_an_export_that_was_put_aside_is_never_taken_and_a_hidden_folder_above_i
     assert forwarding._gguf(str(run), "model") == run / "gguf-f16" / "model.gguf"
 
 
+def test_an_adapter_that_llama_cpp_does_not_read_is_told_who_does(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert f"luthier serve {tmp_path} takes it as it is" in refused(tmp_path, "--engine", "gguf")
+
+
 def test_a_file_that_is_no_contract_is_named(tmp_path: Path) -> None:
     from gguf import GGUFWriter
 

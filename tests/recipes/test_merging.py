@@ -202,3 +202,11 @@ def test_what_it_wrote_can_be_gone_on_from_and_is_called_what_it_is(one: Path, o
     assert load_config(run.config).settings.lora.r == 8
     with pytest.raises(RunError, match=rf"name its run: {run.path}"):
         open_run(str(run.adapter))
+
+
+def test_a_base_that_is_written_relative_is_looked_up_beside_the_adapter(one: Path, other: Path, tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "base")
+    for folder in (one, other):
+        config = json.loads((folder / adapters.CONFIG).read_text())
+        (folder / adapters.CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": "../base"}))
+    assert (merging.merge([f"{one}:0.5", f"{other}:0.5"], tmp_path / "both") / adapters.WEIGHTS).is_file()

@@ -19,7 +19,7 @@ from warm import Call, Warm
 from luthier.cli.app import _build
 from luthier.engine import opening
 from luthier.errors import RunError
-from luthier.export import merged
+from luthier.export import bundle, merged
 from luthier.recipes import serving
 from luthier.reporting import Silent
 from luthier.run_folder import RunFolder
@@ -137,6 +137,13 @@ def test_an_adapters_folder_brings_its_base_and_its_contract(learned: RunFolder,
     shutil.copy(learned.contract, folder)
     opened = serving._open(serving.Wanted(["~/support"], precision="fp32"), Silent())
     assert [opened.base.system, not opened.engine.adapted] == [None, True]
+    assert [(one.name, one.system) for one, _ in opened.adapters] == [("support", SYSTEM)]
+
+
+def test_a_bundle_is_served_by_its_own_name(learned: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(learned.adapter, tmp_path / "support" / "adapter")
+    bundle.fill(tmp_path / "support", learned, "the card")
+    opened = serving._open(serving.Wanted([str(tmp_path / "support")], precision="fp32"), Silent())
     assert [(one.name, one.system) for one, _ in opened.adapters] == [("support", SYSTEM)]
 
 

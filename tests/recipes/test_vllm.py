@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from warm import Call, Warm
 
 from luthier.cli.app import _build
 from luthier.engine import opening
-from luthier.recipes import sft
+from luthier.recipes import forwarding, sft
 from luthier.reporting import Silent
 from luthier.run_folder import RunFolder
 
@@ -133,3 +135,12 @@ def _trained(folder: Path, model: Path, answers: str) -> RunFolder:
     for place, row in enumerate(rows):
         row["messages"][2]["content"] = answers.format(place)
     return sft.fit(make_config(folder, model, rows, "training.num_train_epochs=4", "training.precision=fp32", "lora.r=8"))
+
+
+def test_an_adapters_folder_brings_its_base(learned: RunFolder, tiny_model: Path, tmp_path: Path, python: Path) -> None:
+    folder = shutil.copytree(learned.adapter, tmp_path / "support")
+    shutil.copy(learned.contract, folder)
+    with ExitStack() as left:
+        plan = forwarding._plan_vllm(forwarding.Wanted("vllm", [str(folder)], vllm_python=python), Silent(), left)
+    assert [(one.served.name, one.served.folder) for one in plan.names.values()] == [(tiny_model.name, tiny_model.resolve()), ("support", folder)]
+    assert list(plan.contracts) == ["support"]

@@ -92,7 +92,8 @@ def _run(name: str) -> run_folder.RunFolder | None:
     except RunError:
         from luthier.models import find
 
-        if (Path(name) / "config.json").is_file() or find.holds_adapter(Path(name)) or find.of_catalog(name) is not None:
+        folder = find.folder_of(name)
+        if find.of_catalog(name) or (folder and ((folder / "config.json").is_file() or find.holds_adapter(folder))):
             return None
         raise
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from luthier import files
 from luthier.errors import RunError, VerificationFailed
+from luthier.models.find import SUMS
 from luthier.run_folder import RunFolder
 
-SUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
 CARD = "README.md"
 
 

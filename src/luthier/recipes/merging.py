@@ -60,18 +60,19 @@ def _part(text: str, reporter: Reporter) -> Part:
         weight = float("nan")
     if not colon or not name or not abs(weight) < float("inf"):
         raise CallError(f"{text!r} names no adapter with a weight", where="luthier merge", next_step="RUN:0.7, or FOLDER:0.7")
-    if (Path(name) / adapters.CONFIG).is_file():
-        folder, place = Path(name), Path()
-        base_name = adapters.base_name(folder)
+    found = find.folder_of(name)
+    if found and (found / adapters.CONFIG).is_file():
+        folder, base_name, base = found, adapters.base_name(found), adapters.base_folder(found, reporter)
     else:
         run = open_run(name)
         if not run.adapter.is_dir():
             raise RunError("holds no adapter", where=str(run.path), next_step="name a run that has ended and trained one")
         config = load_config(run.config)
-        folder, place, base_name = run.adapter, config.file.parent, config.settings.model
+        folder, base_name = run.adapter, config.settings.model
+        base = find.find(base_name, reporter, config.file.parent)
     made_by = folder.parent / "config.yaml"
     beside = quantized.base_of(load_config(made_by).settings) if made_by.is_file() else ""
-    return Part(folder, weight, base_name, find.find(base_name, reporter, place), beside)
+    return Part(folder, weight, base_name, base, beside)
 
 
 def _check_one_base(parts: Sequence[Part]) -> None:

@@ -189,13 +189,12 @@ def _plain_name(text: str) -> str:
 
 def _run_at(text: str) -> RunFolder | None:
     """The run that `text` names ("last" too), or None for a model or an adapter's folder."""
-    path = Path(text)
-    return open_run(text) if text == "last" or (path.is_dir() and is_run(text)) else None
+    return open_run(text) if text == "last" or is_run(text) else None
 
 
 def _adapter(name: str, place: str, engine: Engine, reporter: Reporter) -> tuple[Served, RowAdapter]:
     run = _run_at(place)
-    folder = Path(place).expanduser() if run is None else run.adapter
+    folder = (find.folder_of(place) or Path(place)) if run is None else run.adapter
     if not (folder / adapters.CONFIG).is_file():
         raise CallError("is no run with an adapter and no adapter's folder", where=place, next_step="name runs or folders with adapter_config.json")
     if run is None:
