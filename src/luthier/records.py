@@ -259,6 +259,7 @@ class Machine:
     fp32_gflops: float
     fp16_gflops: float = 0.0  # 0: not measured, because this machine has bf16
     attention: str = ""  # the fastest attention for packed documents on a GPU; "": not measured, because this is none
+    host_bytes: int = 0  # main memory of the host that a GPU is in; 0: not known, or this is no GPU
 
     @property
     def faster_precision(self) -> str:

@@ -22,6 +22,14 @@ def test_what_cannot_be_done_with_layers_that_are_cut_is_refused(refuse: Any, te
     assert (error.where, bool(error.next_step)) == ("luthier.yaml:3", True)
 
 
+@pytest.mark.parametrize("wrapping", ["auto", "ddp", "tp"])
+def test_parts_of_weights_can_lie_elsewhere_where_there_are_some(refuse: Any, load: Any, wrapping: str) -> None:
+    error = refuse("launch: {cpu_offload: true}\n", "devices=2", f"wrapping={wrapping}")
+    assert (error.where, error.problem.endswith(f"wrapping is {wrapping}")) == ("luthier.yaml:3", True)
+    assert load("launch: {cpu_offload: true}\n", "devices=2", "wrapping=fsdp").settings.launch.cpu_offload is True
+    assert load("launch: {cpu_offload: false}\n", "devices=2", f"wrapping={wrapping}").settings.launch.cpu_offload is False
+
+
 def test_heads_are_dealt_to_a_number_of_devices(refuse: Any, load: Any) -> None:
     assert "devices: auto is known only when the run starts" in refuse("wrapping: tp\ndevices: auto\n").problem
     assert load("wrapping: tp\ndevices: 2\n").settings.wrapping == "tp"

@@ -431,6 +431,7 @@ VALUES = {
     "launch.port": st.integers(1, 65535),
     "launch.max_restarts": COUNT,
     "launch.timeout_minutes": st.floats(0.5, 600),
+    "launch.cpu_offload": st.sampled_from(["auto", False]),
     "max_memory": st.none() | st.sampled_from(["3GB", "2.5 GiB", "900MB"]),
     "report_to": st.lists(st.sampled_from(["tensorboard", "wandb", "mlflow", "trackio"]), unique=True),
     "seed": COUNT,

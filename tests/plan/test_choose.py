@@ -31,7 +31,7 @@ def test_nothing_that_a_plan_can_fill_stays_auto_and_each_choice_has_a_reason(sm
         settings(data={"format": "messages"}, device="cpu", template="chatml", training={"attn_implementation": "sdpa"}), smollm2, laptop, addresses
     )
     of_several_ranks = {"wrapping"}  # one process shares its weights with nobody
-    left_out = dict.fromkeys(BLOCKS | {"preference"} | of_several_ranks, True) | {"evaluation": {"general"}}
+    left_out = dict.fromkeys(BLOCKS | {"preference"} | of_several_ranks, True) | {"evaluation": {"general"}, "launch": {"cpu_offload"}}
     assert "auto" not in every_value(plan.settings.model_dump(exclude=left_out))
     names = [choice.name for choice in plan.resolved]
     filled = ["batch_size", "learning_rate", "num_train_epochs", "warmup_ratio"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from luthier.config.settings import Settings
-from luthier.errors import ConfigError
+from luthier.errors import ConfigError, MachineError
 from luthier.models.facts import ModelFacts
 from luthier.plan import choose, cost, elsewhere, ranks, scaling, wishes
 from luthier.plan.cost import DataShape
@@ -137,6 +137,56 @@ def test_cut_weights_make_a_run_fit_that_does_not_fit_one_device(llama70b: Model
     tables = 2 * 128256 * 8192 * 2
     assert plan.memory_bytes["gathered"] == pytest.approx(tables + 2 * (2 * 70.55e9 - tables) / 80, rel=0.01)
     assert "devices: 8 (fsdp); each sends about" in "\n".join(plan.lines())
+
+
+def test_parts_that_do_not_fit_the_devices_lie_in_main_memory_where_that_has_room(llama70b: ModelFacts, h100: Machine) -> None:
+    two = settings(devices=2)
+    plan = choose.resolve(two, llama70b, replace(h100, host_bytes=400 * 10**9), ROWS)
+    assert (plan.settings.wrapping, plan.settings.launch.cpu_offload, plan.fits) == ("fsdp", True, True)
+    tables = 2 * 128256 * 8192 * 2
+    assert plan.memory_bytes["weights"] == plan.memory_bytes["adapter and optimizer"] == 0
+    assert plan.memory_bytes["gathered"] == pytest.approx(tables + 2 * (2 * 70.55e9 - tables) / 80, rel=0.01)
+    assert plan.host_memory == pytest.approx(2 * (1.25e9 + 2 * 70.55e9), rel=0.01), "each process loads the whole model"
+    said = "\n".join(plan.lines())
+    assert "launch.cpu_offload: True (the parts do not fit the devices" in said
+    assert "main memory of each host: about 285 GB of 400 GB" in said
+    assert plan.as_json()["host_memory_bytes"] == plan.host_memory
+    small, unknown = (choose.resolve(two, llama70b, replace(h100, host_bytes=size), ROWS) for size in (300 * 10**9, 0))
+    assert [(one.settings.launch.cpu_offload, one.fits, one.host_memory) for one in (small, unknown)] == [("auto", False, 0)] * 2
+    assert ("cpu_offload" in small.next_step, "cpu_offload" in unknown.next_step) == (False, True)
+    roomy = choose.resolve(settings(devices=8), llama70b, replace(h100, host_bytes=4_000 * 10**9), ROWS)
+    assert (roomy.settings.launch.cpu_offload, roomy.fits) == ("auto", True), "it is slow, and they fit"
+
+
+def test_main_memory_that_was_asked_for_and_is_not_there_is_named(llama70b: ModelFacts, h100: Machine) -> None:
+    asked = settings(devices=8, wrapping="fsdp", launch={"cpu_offload": True})
+    plan = choose.resolve(asked, llama70b, replace(h100, host_bytes=500 * 10**9), ROWS)
+    with pytest.raises(MachineError, match=r"needs about 1,139 GB of main memory on each host, and may take 90% of 500 GB") as refused:
+        plan.require_room()
+    assert refused.value.where == "launch.cpu_offload"
+    assert refused.value.next_step.endswith("or hosts with at least 1,265 GB of main memory")
+
+
+def test_tables_that_are_trained_stay_on_the_device_beside_parts_in_main_memory(smollm2: ModelFacts, h100: Machine) -> None:
+    told = {"training": {"precision": "fp32", "micro_batch_tokens": 1024}, "devices": 2, "wrapping": "fsdp"}
+    plan = choose.resolve(settings("full", **told, launch={"cpu_offload": True}), smollm2, h100, ROWS)
+    tables = 49_152 * 576
+    assert plan.memory_bytes["gradients and optimizer"] == 12 * tables
+    assert plan.memory_bytes["head's gradient"] == 8 * tables
+
+
+def test_settings_of_several_devices_that_do_nothing_are_named(smollm2: ModelFacts, laptop: Machine) -> None:
+    def said(**asked: Any) -> list[str]:
+        return [note for note in choose.resolve(settings(**asked), smollm2, laptop, FEW).notes if "has no effect" in note]
+
+    written = {"port": 29500, "timeout_minutes": 5.0}
+    alone = said(launch=written)
+    assert [note.split()[1] for note in alone] == ["launch.port", "launch.timeout_minutes"]
+    assert [note.split()[1] for note in said(launch=written, devices=2)] == ["launch.port"]
+    assert said(launch=written, devices=2, nodes="1:2") == said() == []
+    assert said(launch={"cpu_offload": True}, devices=2, wrapping="fsdp") == [
+        "note: launch.cpu_offload has no effect here: a CPU's parts of the weights are in main memory anyway"
+    ]
 
 
 def test_processes_on_one_cpu_have_their_part_of_its_memory_and_are_no_faster(smollm2: ModelFacts, laptop: Machine) -> None:

@@ -293,6 +293,34 @@ def test_ranks_that_share_the_weights_measure_answer_and_save_as_one_process_doe
     require_same_measurements(project.of("one, measured"), project.of("fsdp, measured"))
 
 
+# Of these the ranks have their parts in main memory.
+OFFLOADED: dict[str, tuple[str, ...]] = {
+    # name              settings
+    "full":             ("method=full", "training.learning_rate=1e-3"),
+    "qlora":            ("method=qlora", "training.optim=adamw", *LORA),
+    "measured":         (*MEASURING, *LORA),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_every_kind_of_run_is_the_same_with_parts_in_main_memory(project: Project) -> None:
+    """The policy is torch's own; what is a copy between GPU and host there is a copy within memory here."""
+    two, chain = ("devices=2", "wrapping=fsdp", "launch.cpu_offload=true"), ("offloaded chain", *LORA)
+    project.run(
+        {"ranks": 1, "cases": [project.case(f"here, {name}", *given) for name, given in OFFLOADED.items()]},
+        {"ranks": 2, "cases": [project.case(f"offloaded, {name}", *given, *two) for name, given in OFFLOADED.items()]},
+        {"ranks": 2, "cases": [project.case(*chain, *two, stop_at=1)]},
+        {"ranks": 2, "cases": [project.case(*chain, "devices=2", "wrapping=ddp", stop_at=2)]},
+        {"ranks": 2, "cases": [project.case(*chain, *two, stop_at=3)]},
+        {"ranks": 1, "cases": [project.case(*chain)]},
+        {"ranks": 1, "cases": [project.case("chain, here", *LORA)]},
+    )
+    for name in OFFLOADED:
+        require_same(project.of(f"here, {name}"), project.of(f"offloaded, {name}"))
+    require_same_measurements(project.of("here, measured"), project.of("offloaded, measured"))
+    require_same(project.of("chain, here"), project.of("offloaded chain"))
+
+
 @pytest.mark.slow
 def test_four_ranks_of_two_hosts_share_the_weights_by_host(project: Project) -> None:
     project.run(

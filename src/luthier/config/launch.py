@@ -1,11 +1,12 @@
-"""How the processes of a run on several devices find each other and are started again. One device reads none of it."""
+"""How the processes of a run on several devices find each other and are started again, and where what they share lies. One device reads none
+of it."""
 
 import re
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from luthier.config.section import Section, Text
+from luthier.config.section import Auto, Section, Text
 
 
 def bounds_of(nodes: int | str) -> tuple[int, int]:
@@ -37,4 +38,9 @@ class LaunchSettings(Section):
     max_restarts: int = Field(3, ge=0, le=1000, description="how often all processes are started again from the newest checkpoint where one is lost")
     timeout_minutes: float = Field(
         30.0, gt=0, le=10_000, description="a process that the others wait for longer than this is given up, and named; writing a checkpoint counts"
+    )
+    cpu_offload: bool | Auto = Field(
+        "auto",
+        description="with wrapping: fsdp and hsdp, each device's part of weights, gradients and optimizer lies in main memory, which is slow; "
+        "auto: where they do not fit the devices, and main memory has room for them",
     )

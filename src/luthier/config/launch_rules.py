@@ -9,6 +9,8 @@ from luthier.config.settings import Settings
 OVER_PLACES = ("lora", "bottleneck", "prefix", "prompt", "p_tuning", "ia3")
 # Methods whose layers can be cut over devices.
 CUT_LAYERS = ("lora", "full")
+# Ways to share the weights in which each device has a part of them.
+PARTS = ("fsdp", "hsdp")
 # Starts of LoRA that do not look at the weights.
 BLIND_STARTS = ("default", "orthogonal")
 
@@ -30,6 +32,9 @@ def clashes(settings: Settings, given: Mapping[str, str]) -> Iterator[tuple[str,
         yield "wrapping", f"wrapping: {settings.wrapping} has no effect with devices: 1 and nodes: 1", "devices: 2, or take wrapping out"
     if settings.launch.head is not None and bounds_of(settings.nodes)[1] == 1:
         yield "launch.head", "launch.head has no effect with nodes: 1", "nodes: 2, or take it out"
+    if settings.launch.cpu_offload is True and settings.wrapping not in PARTS:
+        problem = f"launch.cpu_offload: true is for wrapping: fsdp and hsdp, and wrapping is {settings.wrapping}"
+        yield "launch.cpu_offload", problem, "devices: 2 and wrapping: fsdp, or launch.cpu_offload: auto"
     if settings.device == "mps" and not alone:
         yield "devices", "mps is one device, and has no group of processes", "devices: 1, or device: cpu"
 

@@ -320,7 +320,9 @@ def _engine(model: Any, tokenizer: Any, settings: Settings, *, trains: bool = Fa
 
 def _cut(model: Any, settings: Settings) -> Sharding:
     device = device_of(settings)
-    return tensor.cut(model, device) if settings.wrapping == "tp" else sharding.shard(model, device, hosts=settings.wrapping == "hsdp")
+    if settings.wrapping == "tp":
+        return tensor.cut(model, device)
+    return sharding.shard(model, device, hosts=settings.wrapping == "hsdp", offload=settings.launch.cpu_offload is True)
 
 
 def _rates(settings: Settings) -> dict[str, float]:

@@ -42,6 +42,7 @@ def measure(device: str = "auto") -> Machine:
         # GPUs before compute capability 8 emulate bf16.
         fp16_gflops=_rate(torch.float16, device) if device == "cuda" and torch.cuda.get_device_capability() < (8, 0) else 0.0,
         attention=fastest_attention(torch.device(device), varlen.KERNELS) if device == "cuda" else "",
+        host_bytes=memory_bytes() if device == "cuda" else 0,
     )
 
 

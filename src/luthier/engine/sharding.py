@@ -69,19 +69,21 @@ def require(settings: Settings) -> None:
             raise ConfigError(f"this does not go with wrapping: {settings.wrapping}", where=name, next_step=f"{next_step}, or wrapping: ddp")
 
 
-def shard(model: nn.Module, device: str, *, hosts: bool) -> Sharding:
+def shard(model: nn.Module, device: str, *, hosts: bool, offload: bool = False) -> Sharding:
     """Cut the blocks of `model` over all ranks, or (`hosts`) over those of each host, and put everything on `device`.
 
-    What is trained is kept in fp32, and used in the format that it had.
+    What is trained is kept in fp32, and used in the format that it had. With `offload` the parts lie in main memory: a block is put together
+    on the device for the moment that it runs, and its gradients leave it again; so the optimizer is the processor's work.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
     world, of_host = ranks.world(), ranks.local_world() if hosts else ranks.world()
     replicas = world // of_host
     kind = device.partition(":")[0]
     names, shape = (("replicate", "shard"), (replicas, of_host)) if replicas > 1 else (("shard",), (of_host,))
     mesh = init_device_mesh(kind, shape, mesh_dim_names=names)
+    place = CPUOffloadPolicy(pin_memory=kind != "cpu") if offload else OffloadPolicy()
     decoder = update.decoder(model)
     blocks = recompute.blocks(decoder)
     for block in blocks:
@@ -91,7 +93,7 @@ def shard(model: nn.Module, device: str, *, hosts: bool) -> Sharding:
             (used,) = trained
             block.float()
             policy = MixedPrecisionPolicy(param_dtype=used, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+        fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=policy, offload_policy=place)
     inside = {parameter for block in blocks for parameter in block.parameters()}
     whole: Any = fully_shard(decoder, mesh=mesh, ignored_params={one for one in decoder.parameters() if one not in inside})
     for part in (*blocks, whole):

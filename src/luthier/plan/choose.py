@@ -3,9 +3,11 @@
 import dataclasses
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.config.launch import LaunchSettings, bounds_of
 from luthier.config.launch_rules import one_process
 from luthier.config.methods import METHODS
 from luthier.config.settings import Settings
@@ -51,6 +53,7 @@ class Plan:
         lines.append(f"updates: {self.updates:,} of {self.settings.training.batch_size} examples")
         lines += self.device_lines
         lines.append(f"memory: about {in_words.size(need)} of {in_words.size(there)} ({parts})")
+        lines += self.host_lines
         lines.append(f"time: about {in_words.duration(self.seconds)} of training on {self.machine.name} (an estimate)")
         if not self.fits:
             lines.append(f"does not fit in {self.room}. Try: {self.next_step}")
@@ -62,14 +65,37 @@ class Plan:
         return [] if one_process(self.settings) else [scaling.line(self.settings, self.facts, self.machine, self.rows)]
 
     @property
+    def host_lines(self) -> list[str]:
+        """What a host's main memory holds for its devices; nothing where it holds nothing for them."""
+        if not self.host_memory:
+            return []
+        there = f" of {in_words.size(self.machine.host_bytes)}" if self.machine.host_bytes else ""
+        why = "its devices' parts of the weights, whose way to the devices is not counted as time"
+        return [f"main memory of each host: about {in_words.size(self.host_memory)}{there} ({why})"]
+
+    @property
+    def host_memory(self) -> int:
+        """The same in bytes."""
+        return cost.host_memory(self.settings, self.facts, self.machine, self.rows)
+
+    @property
+    def lacks_host_memory(self) -> bool:
+        return not cost.fits_host(self.settings, self.facts, self.machine, self.rows)
+
+    @property
     def room(self) -> str:
         """What the run may take, in words."""
+        if self.lacks_host_memory:
+            return f"{USABLE_SHARE:.0%} of {in_words.size(self.machine.host_bytes)} of main memory"
         if self.settings.max_memory:
             return f"{cost.LIMITED_SHARE:.0%} of max_memory: {self.settings.max_memory}"
         return f"{USABLE_SHARE:.0%} of {in_words.size(cost.memory_limit(self.settings, self.machine))}"
 
     def require_room(self) -> None:
         """Raises MachineError where the run does not fit: it is not begun."""
+        if self.lacks_host_memory:
+            problem = f"the run needs about {in_words.size(self.host_memory)} of main memory on each host, and may take {self.room}"
+            raise MachineError(problem, where="launch.cpu_offload", next_step=self.next_step)
         if not self.fits:
             raise MachineError(
                 f"the run needs about {in_words.size(sum(self.memory_bytes.values()))} of memory, and may take {self.room}",
@@ -97,6 +123,7 @@ class Plan:
             "fits": self.fits,
             "next_step": self.next_step,
             "notes": self.notes,
+            **({"host_memory_bytes": self.host_memory} if self.host_memory else {}),
         }
 
 
@@ -167,7 +194,8 @@ def device_choices(settings: Settings, facts: ModelFacts, machine: Machine, rows
 
     if settings.wrapping == "auto" and not one_process(settings):
         resolved.append(ranks.wrapping(settings, fits))
-    return resolved
+        settings = _fill(settings, resolved[-1:])
+    return resolved + ranks.cpu_offload(settings, machine, fits)
 
 
 def memory_choices(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape) -> list[Resolved]:
@@ -215,6 +243,7 @@ def _notes(settings: Settings, machine: Machine, rows: DataShape, updates: int) 
         notes.append(f"note: {updates} updates are few (below {least} a run rarely learns): more rows, more epochs or a smaller batch_size help")
     if settings.training.precision != "auto" and settings.training.precision != machine.faster_precision:
         notes.append(f"note: {machine.faster_precision} is faster on this machine than {settings.training.precision}")
+    notes += [f"note: {name} has no effect {where}" for name, where in _idle(settings, machine)]
     if settings.training.deterministic:
         how = "attention takes no faster kernel" if machine.device == "cuda" else "a CPU gives the same bits every time anyway"
         notes.append(f"note: deterministic: {how}")
@@ -224,6 +253,17 @@ def _notes(settings: Settings, machine: Machine, rows: DataShape, updates: int) 
         left = int(settings.data.max_length) - reserved
         notes.append(f"note: rows have up to {left:,} tokens, since data.reserve_for_generation keeps {reserved:,} of data.max_length free")
     return notes
+
+
+def _idle(settings: Settings, machine: Machine) -> Iterator[tuple[str, str]]:
+    """Settings of several devices that were written and that nothing reads in this run, and why."""
+    written, usual = settings.launch, LaunchSettings()
+    if written.port != usual.port and bounds_of(settings.nodes)[1] == 1:
+        yield "launch.port", "with nodes: 1, whose processes meet on a free port"
+    if written.timeout_minutes != usual.timeout_minutes and one_process(settings):
+        yield "launch.timeout_minutes", "with one process, for which no other waits"
+    if written.cpu_offload is True and not ranks.offloads(settings, machine):
+        yield "launch.cpu_offload", "here: a CPU's parts of the weights are in main memory anyway"
 
 
 def value_of(settings: Settings, name: str) -> Any:

@@ -52,7 +52,26 @@ def memory_limit(settings: Settings, machine: Machine) -> int:
 def fits(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape) -> bool:
     """Whether the run's peak stays in what it may take."""
     usable = LIMITED_SHARE if settings.max_memory else USABLE_SHARE
-    return sum(memory_parts(settings, facts, machine, rows).values()) <= usable * memory_limit(settings, machine)
+    fits_device = sum(memory_parts(settings, facts, machine, rows).values()) <= usable * memory_limit(settings, machine)
+    return fits_device and fits_host(settings, facts, machine, rows)
+
+
+def fits_host(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape) -> bool:
+    """Whether the devices' parts of the weights fit in main memory, where they lie there and it is known."""
+    return not machine.host_bytes or host_memory(settings, facts, machine, rows) <= USABLE_SHARE * machine.host_bytes
+
+
+def host_memory(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape) -> int:
+    """Bytes of a host's main memory where its devices' parts lie there (0 where they do not): those parts or, before they are cut, the whole
+    weights, which each process loads."""
+    if not ranks.offloads(settings, machine):
+        return 0
+    inside, outside, whole = (
+        memory_parts(changed(settings, {"launch.cpu_offload": offload, "wrapping": wrapping}), facts, machine, rows)
+        for offload, wrapping in ((False, settings.wrapping), (True, settings.wrapping), (False, "ddp"))
+    )
+    parts = sum(inside[name] - outside[name] for name in ranks.CUT if name in inside)
+    return ranks.group_of(settings).per_host * (memory.PROCESS_BYTES + max(parts, whole["weights"]))
 
 
 def micro_batch_of(settings: Settings, rows: DataShape) -> int:
@@ -111,7 +130,7 @@ def memory_parts(settings: Settings, facts: ModelFacts, machine: Machine, rows: 
         parts |= _virtual_memory(settings, facts, recomputed)
     if _runs_side_by_side(settings, facts, machine, rows):
         parts["side by side"] = memory.side_by_side_bytes(parts, trained)
-    return ranks.share(parts | _of_measuring(settings, facts, rows, parts), settings, facts)
+    return ranks.share(parts | _of_measuring(settings, facts, rows, parts), settings, facts, machine)
 
 
 def _usual_row(settings: Settings, rows: DataShape) -> int:

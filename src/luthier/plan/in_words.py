@@ -7,7 +7,9 @@ def count(parameters: int) -> str:
 
 
 def size(size_bytes: float) -> str:
-    """Bytes: 1.25 GB, 28 MB."""
+    """Bytes: 1,140 GB, 1.25 GB, 28 MB."""
+    if size_bytes >= 1e12:
+        return f"{size_bytes / 1e9:,.0f} GB"
     return f"{size_bytes / 1e9:.3g} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.3g} MB"
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.config.adapters import FreezeSettings
+from luthier.config.launch_rules import PARTS
 from luthier.config.methods import METHODS
 from luthier.config.settings import Settings
 from luthier.models.facts import ModelFacts
-from luthier.plan import cost
+from luthier.plan import cost, in_words
 from luthier.plan.cost import USABLE_SHARE, DataShape
 from luthier.records import Machine
 
@@ -72,6 +73,9 @@ def within(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataSh
 
 def cheapest_change(settings: Settings, facts: ModelFacts, machine: Machine, rows: DataShape) -> str:
     """The change that costs least and makes the run fit: smaller micro-batches first (the same result), then bf16, a lower rank, a smaller model."""
+    if not cost.fits_host(settings, facts, machine, rows):
+        there = in_words.size(math.ceil(cost.host_memory(settings, facts, machine, rows) / USABLE_SHARE))
+        return f"fewer devices on a host (each loads the whole model), or hosts with at least {there} of main memory"
     smallest = max(LEAST_MICRO_BATCH_TOKENS, rows.longest)
     changes: list[tuple[str, dict[str, Any]]] = []
     if "side by side" in cost.memory_parts(settings, facts, machine, rows):
@@ -87,6 +91,9 @@ def cheapest_change(settings: Settings, facts: ModelFacts, machine: Machine, row
     for mode in ("selective", "full"):
         changes.append((f"training.gradient_checkpointing: {mode} and {spelled}", {**least, "training.gradient_checkpointing": mode}))
     least["training.gradient_checkpointing"] = "full"
+    if settings.wrapping in PARTS and machine.device != "cpu":
+        offloaded = f"launch.cpu_offload: true, training.gradient_checkpointing: full and {spelled}"
+        changes.append((offloaded, {**least, "launch.cpu_offload": True}))
     if settings.method == "full":
         spelled = f"training.gradient_checkpointing: full and {spelled}"
         changes.append((f"training.optim: adamw_8bit, {spelled}", {**least, "training.optim": "adamw_8bit"}))

@@ -39,7 +39,8 @@ def stored_machine(home: Path) -> Machine | None:
     if problem:
         raise RunError(problem, where=str(path), next_step="luthier doctor measures this machine again")
     rates = {name: float(stored[name]) for name in ("bf16_gflops", "fp32_gflops")} | {"fp16_gflops": float(stored.get("fp16_gflops", 0))}
-    return Machine(**{name: stored[name] for name in wanted} | rates, attention=str(stored.get("attention", "")))
+    known = {name: stored[name] for name in wanted} | rates
+    return Machine(**known, attention=str(stored.get("attention", "")), host_bytes=int(stored.get("host_bytes", 0)))
 
 
 def store_machine(home: Path, machine: Machine) -> Path:

@@ -240,7 +240,8 @@ def full_run_bytes(
         **_before_anything(device),
         "weights": facts.parameters * number_bytes,
         "gradients and optimizer": round(of_number * (facts.parameters if trained is None else trained))
-        + head_is_trained * ((4 + number_bytes) * facts.vocabulary * facts.hidden + round(of_table * (facts.parameters - body_parameters(facts)))),
+        + head_is_trained * round(of_table * (facts.parameters - body_parameters(facts))),
+        "head's gradient": head_is_trained * (4 + number_bytes) * facts.vocabulary * facts.hidden,
         **_passing_bytes(running_back, precision, micro_batch_tokens, row_tokens, prefix_tokens, recomputed, keeps_attention, True),
     }
 

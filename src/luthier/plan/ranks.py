@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from luthier.config.launch import bounds_of
+from luthier.config.launch_rules import PARTS
 from luthier.config.settings import Settings
 from luthier.models.facts import ModelFacts
 from luthier.plan import machine, memory
@@ -69,15 +70,29 @@ def parts_of_weights(settings: Settings) -> int:
     return {"fsdp": group.total, "hsdp": group.per_host, "tp": group.per_host}.get(settings.wrapping, 1)
 
 
-def share(parts: dict[str, int], settings: Settings, facts: ModelFacts) -> dict[str, int]:
+def offloads(settings: Settings, machine: Machine) -> bool:
+    """Whether the devices' parts lie in main memory. A CPU's always do."""
+    return settings.launch.cpu_offload is True and settings.wrapping in PARTS and machine.device != "cpu"
+
+
+def cpu_offload(settings: Settings, machine: Machine, fits: Callable[[Settings], bool]) -> list[Resolved]:
+    """Main memory for the devices' parts, where that is auto and nothing else makes the run fit. `fits` says whether a run of other settings does."""
+    here, there = (settings.model_copy(update={"launch": settings.launch.model_copy(update={"cpu_offload": how})}) for how in (False, True))
+    if settings.launch.cpu_offload != "auto" or not machine.host_bytes or not offloads(there, machine) or fits(here) or not fits(there):
+        return []
+    return [Resolved("launch.cpu_offload", True, "the parts do not fit the devices: they lie in main memory, and a block comes when it runs")]
+
+
+def share(parts: dict[str, int], settings: Settings, facts: ModelFacts, machine: Machine) -> dict[str, int]:
     """The memory of one device, where `parts` is that of a run on a single one: the weights cut, and the blocks that are whole at the moment."""
     count = parts_of_weights(settings)
     if count == 1:
         return parts
-    cut = {name: math.ceil(size / count) if name in CUT else size for name, size in parts.items()}
+    here = 0.0 if offloads(settings, machine) else 1 / count
+    cut = {name: math.ceil(size * here) if name in CUT else size for name, size in parts.items()}
     if settings.method == "full":  # the tables are trained whole on each device, and their gradients and moments with them
         of_number = memory.full_number_bytes(settings.training.precision, settings.training.optim)
-        cut["gradients and optimizer"] += round(of_number * full_tables(settings, facts) * (count - 1) / count)
+        cut["gradients and optimizer"] += round(of_number * full_tables(settings, facts) * (1 - here))
     if settings.wrapping == "tp":  # the tables alone stand whole, and no block ever does
         return {**cut, "gathered": tables_bytes(facts, settings.training.precision)}
     return {**cut, "gathered": whole_at_once_bytes(parts["weights"], facts, settings.training.precision)}

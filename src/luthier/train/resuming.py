@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from luthier import files, run_folder, run_lock
-from luthier.config.launch_rules import one_process
+from luthier.config.launch_rules import PARTS, one_process
 from luthier.config.load import PATHS, Config, all_settings, load_config
 from luthier.config.methods import METHODS
 from luthier.config.settings import Settings
@@ -180,6 +180,8 @@ def _goes_on_as(run: RunFolder, config: Config) -> Config:
         (tree[section] if section else tree)[key] = _placed(now[name], now_at) if name in PATHS else now[name]
     if one_process(config.settings):
         tree |= {"wrapping": "auto", "sequence_parallel": 1}  # what several ranks shared is nothing to one
+    if tree["wrapping"] not in PARTS:
+        tree["launch"]["cpu_offload"] = "auto"
     given = {name: config.given.get(name, str(config.file)) for name in changed}
     return Config(Settings.model_validate(tree), run.config, given, config.notes, says=config)
 
