@@ -68,18 +68,18 @@ class Warm:
     def run(self, folder: Path, home: Path, *arguments: object, **environment: str) -> Ended:
         return self.begin(folder, home, *arguments, **environment).wait()
 
-    def ended(self, call: "Call") -> int:
+    def ended(self, call: "Call", seconds: float) -> int:
         """The exit code of the call, when it has ended."""
         self._running = None
-        in_time = self._says_something()
+        in_time = self._says_something(seconds)
         if not in_time:
             call.kill(signal.SIGKILL)
         code = int(self.read()["code"])
-        assert in_time, f"it had not ended after {LONGEST_S:.0f} seconds: {call.said()}"
+        assert in_time, f"it had not ended after {seconds:.0f} seconds: {call.said()}"
         return code
 
-    def _says_something(self) -> bool:
-        return bool(select.select([self._server.stdout], [], [], LONGEST_S)[0])
+    def _says_something(self, seconds: float = LONGEST_S) -> bool:
+        return bool(select.select([self._server.stdout], [], [], seconds)[0])
 
     def read(self) -> Any:
         assert self._server.stdout
@@ -119,8 +119,8 @@ class Call:
             time.sleep(0.002)
         return True
 
-    def wait(self) -> Ended:
-        code = self.warm.ended(self)
+    def wait(self, seconds: float = LONGEST_S) -> Ended:
+        code = self.warm.ended(self, seconds)
         return Ended(code, time.monotonic() - self.began, self.said())
 
 

@@ -279,7 +279,7 @@ def _check_all_of_it(ended: Sweep) -> None:
     assert best.value <= first
 
 
-def _searched(project: Path, home: Path, warm: Warm, arguments: list[str], ends: list[tuple[int, signal.Signals]], seconds: float = 120) -> Sweep:
+def _searched(project: Path, home: Path, warm: Warm, arguments: list[str], ends: list[tuple[int, signal.Signals]], seconds: float = 240) -> Sweep:
     """A search by the command line, ended by a signal within some of its trials and begun again."""
     for trial, number in ends:
         call = warm.begin(project, home, "sweep", *arguments)
@@ -289,7 +289,7 @@ def _searched(project: Path, home: Path, warm: Warm, arguments: list[str], ends:
         assert left.code == (-9 if number == signal.SIGKILL else 128 + number), left.said
         assert ("goes on with it" in left.said) == (number == signal.SIGINT)
         arguments = [str(path) for path in (project / "runs").glob("sweep-*")]
-    done = warm.begin(project, home, "sweep", *arguments).wait()
+    done = warm.begin(project, home, "sweep", *arguments).wait(seconds)
     assert done.code == 0, done.said
     (path,) = (project / "runs").glob("sweep-*")
     return sweep.reopen(path)
