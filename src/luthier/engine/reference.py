@@ -16,9 +16,9 @@ def loss_sum(model: Any, example: TokenizedExample, label_smoothing: float = 0.0
     token_ids = torch.tensor([example.token_ids], device=device)
     # fp64: over 49,152 words log_softmax in fp32 is off by 7e-6 of the loss and 2e-4 of a gradient on CPU (torch 2.13).
     # Before them stand those of virtual embeddings, where PEFT puts some.
-    logits_TV = model(input_ids=token_ids, use_cache=False).logits[0, -len(example.token_ids) :].double()
+    logits_TV = model(input_ids=token_ids, use_cache=False).logits[0, -len(example.token_ids) :]
     predicted = torch.tensor(example.trained[1:], device=device).nonzero().squeeze(1)
-    log_probabilities = torch.log_softmax(logits_TV[predicted], dim=-1)
+    log_probabilities = torch.log_softmax(logits_TV[predicted].double(), dim=-1)  # of trained tokens alone: they take 8 bytes a word
     right = -log_probabilities.gather(1, token_ids[0, predicted + 1, None]).sum()
     return right if not label_smoothing else (1 - label_smoothing) * right - label_smoothing * log_probabilities.mean(-1).sum()
 
