@@ -67,6 +67,40 @@ def test_one_run_leaves_by_several_doors(call: Any, run: Path, tmp_path: Path, m
     assert (full.code, "the export needs about" in full.problem) == (5, True)
 
 
+def test_several_exports_of_one_call_ask_the_trained_model_once(call: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from luthier.export import asking
+
+    asked = []
+    of_engine = asking.of_engine
+    monkeypatch.setattr(asking, "of_engine", lambda engine, questions: asked.append(engine) or of_engine(engine, questions))
+    made = call("export", run, "--to", "merged", "--to", "adapter", "--precision", "fp32", "--json")
+    assert made.code == 0, made.err
+    assert [one["artifact"] for one in made.json] == ["merged", "adapter-export"]
+    assert all(one["passed"] for one in made.json)
+    assert (run / "adapter-export").is_dir()
+    assert [one["stored"] for one in made.json] == ["fp32", "fp32"]
+    assert len(asked) == 3  # the trained model, and each artifact
+
+    for words, problem in [
+        (("--to", "merged", "--to", "adapter", "--folder", tmp_path / "one"), "several exports have their own places"),
+        (("--to", "merged", "--to", "bundle"), "--to bundle stands alone"),
+        (("--to", "merged", "--to", "int8", "--quantize", "q8_0"), "--quantize has no effect on merged, int8"),
+        (("--to", "merged", "--quantize", "q8_0"), "--quantize has no effect on merged"),
+    ]:
+        refused = call("export", run, *words)
+        assert (refused.code, problem in refused.problem) == (2, True), refused.problem
+
+
+def test_every_artifact_of_a_call_is_made_and_the_first_that_answers_otherwise_ends_it(call: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from luthier.export import parity
+
+    monkeypatch.setitem(parity.THRESHOLDS, "bf16", {"mean_kl": 0.0})
+    ended = call("export", run, "--to", "merged", "--to", "adapter")
+    assert ended.code == 4
+    assert "merged.failed" in ended.problem
+    assert (run / "adapter-export").is_dir()
+
+
 def test_what_answers_otherwise_ends_with_4_and_is_put_aside(call: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from luthier.export import parity
 

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -63,10 +63,10 @@ class Content(StrEnum):
 
 RunName = Annotated[str | None, typer.Argument(help="A run folder, its name in ./runs, or last.")]
 To = Annotated[
-    Artifact | None,
+    list[Artifact] | None,
     typer.Option(
         help="adapter (PEFT), merged (one ordinary model; the default), gguf (llama.cpp), gptq or awq (4 bits), int8, fp8, ollama, "
-        "bundle (with contract, report and checksums), hub (with its model card, sent)."
+        "bundle (with contract, report and checksums), hub (with its model card, sent). May be given several times."
     ),
 ]
 For = Annotated[Use | None, typer.Option("--for", help="Instead of --to: choose it by what the model is for, and say why.")]
@@ -89,7 +89,9 @@ def export(
     use: For = None,
     folder: Annotated[Path | None, typer.Option(help="Where to (default: in the run folder).")] = None,
     precision: Annotated[Precision | None, typer.Option(help="Number format of a merged model (default: bf16).")] = None,
-    quantize: Annotated[Quantize | None, typer.Option(help="Number format of a GGUF file (default: f16).")] = None,
+    quantize: Annotated[
+        list[Quantize] | None, typer.Option(help="Number format of a GGUF file (default: f16). Several times: a file of each.")
+    ] = None,
     lora: Annotated[bool, typer.Option("--lora", help="With --to gguf: the adapter alone, for llama.cpp beside its base.")] = False,
     onto: OntoBase = None,
     shard_size: Annotated[str | None, typer.Option(help="Largest file of a merged model: 500MB (default: 2GB).")] = None,
@@ -113,40 +115,53 @@ def export(
         return
     if run is None:
         raise CallError("which run is to be exported?", where="luthier export", next_step="luthier export last, or a run's folder or name")
-    named = (to or Artifact.merged).value
-    _refuse_what_has_no_effect(named, of_hub=bool(repo or private or dry_run), lora=lora, twice=bool(use and to))
-    given = {"--precision": precision and precision.value, "--quantize": quantize and quantize.value}
+    kinds = [one.value for one in to or [Artifact.merged]]
+    for kind in kinds:
+        _refuse_what_has_no_effect(kind, of_hub=bool(repo or private or dry_run), lora=lora, twice=bool(use and to))
+    formats = {"--precision": [precision.value] if precision else [], "--quantize": [one.value for one in quantize or []]}
     content = of and of.value
-    wanted, number_format = "gguf-lora" if lora else named, None
-    if use is None:
-        number_format = targets.chosen(wanted, given, content)
+    wanted = _wanted(["gguf-lora" if lora else kind for kind in kinds], formats, content) if use is None else []
     largest = staging.shard_bytes(shard_size) if shard_size else None
     source = run_folder.open_run(run)
     if use is not None:
-        wanted, usual = _for(source, use, terminal)
-        number_format = targets.chosen(wanted, given, content) or usual
-    if largest and wanted not in ("merged", "bundle", "hub"):
-        raise CallError(f"--shard-size has no effect on {wanted}", where="luthier export", next_step="leave it out, or --to merged")
+        name, usual = _for(source, use, terminal)
+        wanted = [(name, stored or usual) for _, stored in _wanted([name], formats, content)]
+    if len(wanted) > 1 and folder:
+        raise CallError("several exports have their own places in the run", where="--folder", next_step="leave it out, or export one by one")
+    if largest and not any(name in ("merged", *targets.WRAPPED) for name, _ in wanted):
+        raise CallError(f"--shard-size has no effect on {wanted[0][0]}", where="luthier export", next_step="leave it out, or --to merged")
     with heavy_imports():
-        from luthier.export import parity
         from luthier.recipes import handover
 
-    path, found = handover.export(
-        source,
-        wanted,
-        terminal,
-        folder=folder,
-        precision=number_format,
-        onto=onto and onto.value,
-        shard_bytes=largest,
-        allow_loss=allow_loss,
-        push=handover.Push(repo, content, private, dry_run),
-    )
+    trained, push = handover.Trained(), handover.Push(repo, content, private, dry_run)
+    made = []
+    for name, stored in wanted:
+        how: dict[str, Any] = {"folder": folder, "precision": stored, "shard_bytes": largest, "allow_loss": allow_loss, "push": push}
+        made.append(handover.export(source, name, terminal, onto=onto and onto.value, trained=trained, **how))
+        if not as_json:
+            _show(terminal, *made[-1])
     if as_json:
-        print_json(found)
-    else:
-        _show(terminal, path, found, parity.in_words(found))
-    handover.require(path, found)
+        print_json([found for _, found in made] if len(made) > 1 else made[0][1])
+    for path, found in made:
+        handover.require(path, found)
+
+
+def _wanted(kinds: list[str], formats: dict[str, list[str]], content: str | None) -> list[tuple[str, str | None]]:
+    """Every artifact with its number format; among several, an option goes to those that have it. Raises CallError for one without effect."""
+    from luthier.export import targets
+
+    if len(kinds) > 1 and (alone := set(kinds) & set(targets.WRAPPED)):
+        raise CallError(f"--to {min(alone)} stands alone", where="luthier export", next_step="export it by itself")
+    wanted: list[tuple[str, str | None]] = []
+    for kind in kinds:
+        own = {name: values for name, values in formats.items() if values and (len(kinds) == 1 or targets.TARGETS[kind].option == name)}
+        for place in range(max(map(len, own.values()), default=1)):
+            given = {name: values[min(place, len(values) - 1)] for name, values in own.items()}
+            wanted.append((kind, targets.chosen(kind, given, content)))
+    for name, values in formats.items():
+        if values and len(kinds) > 1 and all(targets.TARGETS[kind].option != name for kind in kinds):
+            raise CallError(f"{name} has no effect on {', '.join(kinds)}", where="luthier export", next_step="leave it out")
+    return list(dict.fromkeys(wanted))
 
 
 def _refuse_what_has_no_effect(to: str, *, of_hub: bool, lora: bool, twice: bool) -> None:
@@ -183,7 +198,10 @@ def _check(folder: Path, terminal: Terminal, as_json: bool) -> None:
         terminal.say(f"{folder}: {count} files are as they were written")
 
 
-def _show(terminal: Terminal, path: Path, found: "Parity", rows: list[list[str]]) -> None:
+def _show(terminal: Terminal, path: Path, found: "Parity") -> None:
     """The certificate as a table."""
+    from luthier.export import parity
+
+    rows = parity.in_words(found)
     terminal.table(["Measured", "Trained against exported", "Allowed"], rows, title=f"{found.artifact}, run by {found.engine}")
     terminal.say(f"{path}: {'passed' if found.passed else 'failed'}, {found.prompts} answers compared")

@@ -3,7 +3,8 @@
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,23 @@ class Push:
     dry_run: bool = False
 
 
+@dataclass(slots=True)
+class Trained:
+    """What the trained model says to the questions of a certificate, asked once for all exports that are given this: of one run."""
+
+    asked: Questions | None = None
+    answers: Answers | None = None
+    inside: dict[str, Any] = field(default_factory=dict)
+
+    def of(self, engine: Engine, questions: Callable[[], Questions]) -> tuple[Questions, Answers]:
+        """The questions and its answers."""
+        if self.asked is None or self.answers is None:
+            self.asked = questions()
+            self.answers = asking.of_engine(engine, self.asked)
+            self.inside = layers.outputs(engine.model, self.asked.rows[0].token_ids)
+        return self.asked, self.answers
+
+
 def export(
     run: RunFolder,
     to: str,
@@ -68,13 +86,15 @@ def export(
     shard_bytes: int | None = None,
     allow_loss: float | None = None,
     push: Push | None = None,
+    trained: Trained | None = None,
 ) -> tuple[Path, Parity]:
     """Write the artifact `to` (a name of targets.ALL) and compare it, as the engine reads it that will run it, with the trained model.
 
     `precision` is its number format (None: the usual one). An adapter of method: qlora is merged `onto` the base as it was quantized (trained;
     None means this) or as it was before (original). What answers otherwise than it may is kept as NAME.failed, whose path is given, with
-    passed: false in its certificate; `allow_loss` is what its metrics may lose. Nothing that exists is overwritten but an earlier export of
-    this run in its default place. The certificate goes to parity.json, of the run and of the artifact.
+    passed: false in its certificate; `allow_loss` is what its metrics may lose. Several exports of a run share `trained`.
+    Nothing that exists is overwritten but an earlier export of this run in its default place. The certificate goes to parity.json, of the
+    run and of the artifact.
     """
     reporter = reporter or Silent()
     config = load_config(run.config)
@@ -90,7 +110,7 @@ def export(
     with run_lock.held(run.path, "export", reporter.say):
         staging.check_free(place, own=folder is None)
         staging.check_room(place, room.needed_bytes(_whole_model(run, config), target, wish.stored or ""))
-        return _export(_Work(run, config, method, target, to, place, wish, reporter))
+        return _export(_Work(run, config, method, target, to, place, wish, reporter, trained or Trained()))
 
 
 def require(path: Path, certificate: Parity) -> Path:
@@ -125,6 +145,7 @@ class _Work:
     place: Path
     wish: Wish
     reporter: Reporter
+    trained: Trained
 
     @property
     def stored(self) -> str:
@@ -138,9 +159,7 @@ class _Work:
 def _export(work: _Work) -> tuple[Path, Parity]:
     with staging.staged(work.place) as staged, work.reporter.bar(f"comparing {work.to} with the trained model", 3) as bar:
         trained = opening.open_trained(work.run, work.reporter, "fp32")
-        asked = _questions(work.run, work.config, trained)
-        before = asking.of_engine(trained, asked)
-        inside = layers.outputs(trained.model, asked.rows[0].token_ids)
+        asked, before = work.trained.of(trained, partial(_questions, work.run, work.config, trained))
         bar.advance(1)
         folder = staged / work.target.name if work.to == "bundle" else staged
         if work.onto:
@@ -157,7 +176,7 @@ def _export(work: _Work) -> tuple[Path, Parity]:
                 limits=parity.threshold(work.stored, work.onto, work.wish.allow_loss), metrics=_metrics(work.config, asked, before, after),
             )  # fmt: skip
             if not certificate.passed:
-                found = layers.first_difference(inside, look(asked.rows[0].token_ids), work.stored) if look else ""
+                found = layers.first_difference(work.trained.inside, look(asked.rows[0].token_ids), work.stored) if look else ""
                 certificate = replace(certificate, differs="; ".join(filter(None, [found, _token(asked, before, after)])))
         bar.advance(3)
         work.run.add_parity(certificate)
