@@ -5,6 +5,7 @@ Letters: T tokens, V vocabulary.
 
 import inspect
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -39,6 +40,8 @@ class Questions:
 class LlamaCpp(Protocol):
     """What llama.cpp answers (serve.backends.llama_cpp)."""
 
+    slots: int
+
     def answer(self, prompts: Sequence[list[int]], max_new_tokens: int, adapter: str | None = None) -> list[str]: ...
 
     def log_probabilities(
@@ -63,9 +66,17 @@ def of_engine(engine: Engine, asked: Questions) -> Answers:
 
 
 def of_llama_cpp(engine: LlamaCpp, asked: Questions, adapter: str | None = None) -> Answers:
-    """What llama.cpp says to the same token ids."""
-    texts = engine.answer(asked.prompts, asked.max_new_tokens, adapter)
-    heads = engine.log_probabilities(asked.rows, MOST_LOGITS, top=HEAD, adapter=adapter)
+    """What llama.cpp says to the same token ids. A prompt's row comes right behind it, so that what both begin with is read once."""
+
+    def one(place: int) -> tuple[list[str], list[list[dict[int, float]]]]:
+        here = slice(place, place + 1)
+        texts = engine.answer(asked.prompts[here], asked.max_new_tokens, adapter)
+        return texts, engine.log_probabilities(asked.rows[here], MOST_LOGITS, top=HEAD, adapter=adapter)
+
+    with ThreadPoolExecutor(engine.slots) as pool:
+        found = list(pool.map(one, range(max(len(asked.prompts), len(asked.rows)))))
+    texts = [text for said, _ in found for text in said]
+    heads = [head for _, of_rows in found for head in of_rows]
     return Answers(texts, likeliest=[[next(iter(head)) for head in of_row] for of_row in heads], heads=heads)
 
 
