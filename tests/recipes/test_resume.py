@@ -25,7 +25,7 @@ from luthier.plan import choose
 from luthier.plan.machine import store_machine
 from luthier.recipes import training
 from luthier.run_folder import RunFolder, list_runs
-from luthier.train import differences, loop, resuming, saving, session
+from luthier.train import differences, loop, resuming, session
 
 ROWS = [chat_row(place) for place in range(8)]
 # 4 updates: 2 epochs of 8 rows in batches of 4.
@@ -132,8 +132,7 @@ def test_a_file_without_a_stopped_run_is_told(config: Config) -> None:
 
 
 @pytest.mark.parametrize("lost_at", [2, 4])
-def test_a_process_that_lost_its_run_leaves_neither_lines_nor_adapter_nor_report(lost_at: int, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving, "LOOK_SECONDS", 0.0)
+def test_a_process_that_lost_its_run_leaves_neither_lines_nor_adapter_nor_report(lost_at: int, write: Write) -> None:
     config = write(ROWS, *FOUR[:2], "training.save_strategy=no")
 
     def lose() -> None:

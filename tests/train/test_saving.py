@@ -292,9 +292,7 @@ def take_away(run: RunFolder) -> None:
 LOST = "this process no longer has the run, which is held by pid 7 on elsewhere"
 
 
-def test_a_process_that_lost_the_run_trains_and_writes_no_more(train: Train, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving, "LOOK_SECONDS", 0.0)
-
+def test_a_process_that_lost_the_run_trains_and_writes_no_more(train: Train, run: RunFolder) -> None:
     def lose(step: int, stop: Stop) -> None:
         if step == 3:
             take_away(run)

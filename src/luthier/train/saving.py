@@ -27,8 +27,6 @@ from luthier.train.loop import Course, host_peak_bytes
 MOST_FAILED = 2
 # Of the state: what a save should find free (file systems keep some for themselves).
 ROOM = 1.3
-# How often it is looked whether the run is still this process' own.
-LOOK_SECONDS = 5.0
 # Of environment.json, in a checkpoint's manifest: the run's id, hashes of rows and models, libraries, threads.
 KEPT_OF_ENVIRONMENT = (*checkpoint.OF_RUN, "machine", "threads")
 
@@ -56,7 +54,7 @@ class Saver:
         self.last_step = max((sealed.number(path) for path in self._whole), default=-1)
         self._measured: Measured | None = None
         self._measured_at, self._asked, self._save_at = -1, place.step, -1
-        self._saved_at_s, self._looked_s = time.monotonic(), 0.0
+        self._saved_at_s = time.monotonic()
         self._copies: bool | None = None
         self._failed_in_a_row = 0
         self._said: set[str] = set()
@@ -122,9 +120,7 @@ class Saver:
 
     def look(self, report: StepReport) -> None:
         """Told of an update before anything is written of it: raises RunInUse where another process has the run by now."""
-        if abs(time.time() - self._looked_s) >= LOOK_SECONDS:  # a clock that runs while the machine sleeps
-            self._looked_s = time.time()
-            run_lock.require_not_taken(self.run.path)
+        run_lock.require_not_taken(self.run.path)
 
     def watch(self, report: StepReport) -> None:
         """Save where that is due after this update."""
