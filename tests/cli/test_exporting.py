@@ -86,9 +86,12 @@ def test_several_exports_of_one_call_ask_the_trained_model_once(call: Any, run: 
         (("--to", "merged", "--to", "bundle"), "--to bundle stands alone"),
         (("--to", "merged", "--to", "int8", "--quantize", "q8_0"), "--quantize has no effect on merged, int8"),
         (("--to", "merged", "--quantize", "q8_0"), "--quantize has no effect on merged"),
+        (("--to", "gguf", "--lora", "--quantize", "f16", "--quantize", "q8_0"), "q8_0"),
+        (("--to", "merged", "--to", "adapter", "--onto", "original"), "only a merged adapter of method: qlora"),
     ]:
         refused = call("export", run, *words)
         assert (refused.code, problem in refused.problem) == (2, True), refused.problem
+        assert "comparing" not in refused.err + refused.out, "nothing is made before all of it is known to be possible"
 
 
 def test_every_artifact_of_a_call_is_made_and_the_first_that_answers_otherwise_ends_it(call: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

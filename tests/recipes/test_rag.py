@@ -77,7 +77,9 @@ def test_held_out_documents_are_in_no_row_and_all_questions_are_accounted_for(in
 
 def as_plain_text(questions: Path, to: Path) -> Path:
     """The same questions in the columns that are read as plain text, without a chat template."""
-    return write_rows(to, [{"prompt": row["question"], "completion": row["answer"]} for row in lines(questions)])
+    # What stands beside them is not read, whatever it is called.
+    beside = {"answer": "short", "system": "You are a postman."}
+    return write_rows(to, [{"prompt": row["question"], "completion": row["answer"], **beside} for row in lines(questions)])
 
 
 def test_questions_of_plain_text_are_held_out_as_they_are_trained(index: Path, questions: Path, tmp_path: Path) -> None:

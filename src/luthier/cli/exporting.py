@@ -135,6 +135,8 @@ def export(
 
     trained, push = handover.Trained(), handover.Push(repo, content, private, dry_run)
     made = []
+    if len(wanted) > 1:
+        handover.check(source, wanted, onto and onto.value)
     for name, stored in wanted:
         how: dict[str, Any] = {"folder": folder, "precision": stored, "shard_bytes": largest, "allow_loss": allow_loss, "push": push}
         made.append(handover.export(source, name, terminal, onto=onto and onto.value, trained=trained, **how))

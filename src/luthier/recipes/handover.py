@@ -4,7 +4,6 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,19 +59,27 @@ class Push:
 
 @dataclass(slots=True)
 class Trained:
-    """What the trained model says to the questions of a certificate, asked once for all exports that are given this: of one run."""
+    """What a run's trained model says to the questions of a certificate, asked once for all exports that are given this."""
 
-    asked: Questions | None = None
-    answers: Answers | None = None
+    run: Path | None = None
+    asked: Questions = field(default_factory=lambda: Questions([], [], [], 0))
+    answers: Answers = field(default_factory=lambda: Answers([]))
     inside: dict[str, Any] = field(default_factory=dict)
 
-    def of(self, engine: Engine, questions: Callable[[], Questions]) -> tuple[Questions, Answers]:
+    def of(self, run: RunFolder, config: Config, engine: Engine) -> tuple[Questions, Answers]:
         """The questions and its answers."""
-        if self.asked is None or self.answers is None:
-            self.asked = questions()
+        if self.run != run.path:
+            self.asked = _questions(run, config, engine)
             self.answers = asking.of_engine(engine, self.asked)
             self.inside = layers.outputs(engine.model, self.asked.rows[0].token_ids)
+            self.run = run.path
         return self.asked, self.answers
+
+
+def check(run: RunFolder, wanted: Sequence[tuple[str, str | None]], onto: str | None) -> None:
+    """Raises for the first artifact, given with its number format, that cannot be made of the run: before any of several is made."""
+    for to, precision in wanted:
+        _chosen(load_config(run.config), to, precision, onto, None)
 
 
 def export(
@@ -98,19 +105,26 @@ def export(
     """
     reporter = reporter or Silent()
     config = load_config(run.config)
-    settings = config.settings
-    method = METHODS["dora" if settings.lora.use_dora else settings.method]
-    target = targets.find(to, method, push.of if push else None)
-    wish = Wish(folder, targets.stored(target, precision), _onto(method, target, onto), shard_bytes or SHARD_BYTES, allow_loss, push)
-    targets.check_method(target, method)
+    method, target, stored, base = _chosen(config, to, precision, onto, push)
+    wish = Wish(folder, stored, base, shard_bytes or SHARD_BYTES, allow_loss, push)
     if to == "hub":
         wish = replace(wish, push=replace(push or Push(), repo=hub.check_repo(push.repo if push else None, dry_run=bool(push and push.dry_run))))
-    targets.check_libraries(target)
     place = folder or run.path / targets.default_folder(to, target, wish.stored or "")
     with run_lock.held(run.path, "export", reporter.say):
         staging.check_free(place, own=folder is None)
         staging.check_room(place, room.needed_bytes(_whole_model(run, config), target, wish.stored or ""))
         return _export(_Work(run, config, method, target, to, place, wish, reporter, trained or Trained()))
+
+
+def _chosen(config: Config, to: str, precision: str | None, onto: str | None, push: Push | None) -> tuple[Method, Target, str, str]:
+    """The run's method, the target, its number format and the base below it. Raises for what does not go together, or is not installed."""
+    settings = config.settings
+    method = METHODS["dora" if settings.lora.use_dora else settings.method]
+    target = targets.find(to, method, push.of if push else None)
+    stored, base = targets.stored(target, precision), _onto(method, target, onto)
+    targets.check_method(target, method)
+    targets.check_libraries(target)
+    return method, target, stored, base
 
 
 def require(path: Path, certificate: Parity) -> Path:
@@ -159,7 +173,7 @@ class _Work:
 def _export(work: _Work) -> tuple[Path, Parity]:
     with staging.staged(work.place) as staged, work.reporter.bar(f"comparing {work.to} with the trained model", 3) as bar:
         trained = opening.open_trained(work.run, work.reporter, "fp32")
-        asked, before = work.trained.of(trained, partial(_questions, work.run, work.config, trained))
+        asked, before = work.trained.of(work.run, work.config, trained)
         bar.advance(1)
         folder = staged / work.target.name if work.to == "bundle" else staged
         if work.onto:

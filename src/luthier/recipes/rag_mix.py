@@ -28,8 +28,6 @@ from luthier.reporting import Reporter, Silent
 HELD_OUT = "held_out"
 # A passage that says so much of the answer distracts from nothing: it is an answer too.
 ANSWERS_TOO = 0.95
-# Columns of plain text, and those of a chat that says the same.
-AS_CHAT = {"prompt": "question", "completion": "answer"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +145,8 @@ def _row(mixed: Mixed, ready: _Ready, finder: Finder, shares: Shares) -> dict[st
 def _held_row(ready: _Ready, finder: Finder) -> dict[str, Any]:
     """A question as it stood, with the place of the passage that answers it; plain text is made a chat, as in train.jsonl."""
     [passage] = finder.index.passages(ready.gold[:1])
-    row = ready.asked.row
-    if not ready.asked.conversation.templated:
-        row = {AS_CHAT.get(column, column): value for column, value in row.items()}
+    asked = ready.asked
+    row = asked.row if asked.conversation.templated else {"question": asked.question, "answer": asked.answer}
     return {**row, "gold": passage.place}
 
 
