@@ -104,6 +104,32 @@ def test_log_probabilities_are_the_engines(served: LlamaCpp, engine: Engine) -> 
         assert list(likely.values()) == pytest.approx(place.topk(5).values.tolist(), abs=0.05)
 
 
+def test_what_it_says_by_itself_is_not_asked_again_and_tells_the_same(served: LlamaCpp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that begin as it answers, some with another token in the middle; in a random model's answers are halves of characters."""
+    asked = []
+    ask = LlamaCpp.ask
+    monkeypatch.setattr(LlamaCpp, "ask", lambda self, path, what: asked.append(what) or ask(self, path, what))
+    left_out = fewer = 0
+    for number, row in enumerate(rows(500, count=12, tokens=12, answer=1)):
+        said = served.say(row.token_ids, 16, top=3)
+        left_out += len(said.tokens) > len(said.heads)
+        ids = [*row.token_ids, *said.tokens]
+        if number % 2:
+            ids[17] = 3 + ids[17] % 400
+        whole = TokenizedExample(ids, [False] * 12 + [True] * (len(ids) - 12), row.source)
+        expected = [served._after(ids[:place], 3, None) for place in range(12, len(ids))]
+        asked.clear()
+        for given in (said, None):
+            found = served.heads(whole, top=3, said=given)
+            assert len(found) == len(expected)
+            for one, other in zip(found, expected, strict=True):
+                assert list(one.values()) == pytest.approx(list(other.values()), abs=1e-2)
+                assert max(one, key=lambda token: one[token]) in other
+        fewer += len(asked) < len(expected)
+    assert left_out >= 1
+    assert fewer >= 6
+
+
 def test_what_it_refuses_is_said(served: LlamaCpp) -> None:
     with pytest.raises(ModelError, match="refuses /completion"):
         served.answer([[5] * 400], 4)

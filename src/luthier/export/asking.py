@@ -4,7 +4,6 @@ Letters: T tokens, V vocabulary.
 """
 
 import inspect
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -42,11 +41,11 @@ class LlamaCpp(Protocol):
 
     slots: int
 
-    def answer(self, prompts: Sequence[list[int]], max_new_tokens: int, adapter: str | None = None) -> list[str]: ...
+    def say(self, prompt: list[int], max_new_tokens: int, *, top: int = 0, adapter: str | None = None) -> Any: ...
 
-    def log_probabilities(
-        self, rows: Sequence[TokenizedExample], places: int | None = None, *, top: int = 64, adapter: str | None = None
-    ) -> list[list[dict[int, float]]]: ...
+    def heads(
+        self, row: TokenizedExample, places: int | None = None, *, top: int = 64, adapter: str | None = None, said: Any = None
+    ) -> list[dict[int, float]]: ...
 
 
 def places_of(row: TokenizedExample) -> int:
@@ -66,12 +65,16 @@ def of_engine(engine: Engine, asked: Questions) -> Answers:
 
 
 def of_llama_cpp(engine: LlamaCpp, asked: Questions, adapter: str | None = None) -> Answers:
-    """What llama.cpp says to the same token ids. A prompt's row comes right behind it, so that what both begin with is read once."""
+    """What llama.cpp says to the same token ids. Where an answer is the row's, what it tells about its places is not asked again."""
 
     def one(place: int) -> tuple[list[str], list[list[dict[int, float]]]]:
         here = slice(place, place + 1)
-        texts = engine.answer(asked.prompts[here], asked.max_new_tokens, adapter)
-        return texts, engine.log_probabilities(asked.rows[here], MOST_LOGITS, top=HEAD, adapter=adapter)
+        said = [engine.say(prompt, asked.max_new_tokens, top=HEAD, adapter=adapter) for prompt in asked.prompts[here]]
+        heads = []
+        for row in asked.rows[here]:
+            begins = asked.prompts[here] == [row.token_ids[: row.tokens - places_of(row)]]
+            heads.append(engine.heads(row, MOST_LOGITS, top=HEAD, adapter=adapter, said=said[0] if begins else None))
+        return [one.text for one in said], heads
 
     with ThreadPoolExecutor(engine.slots) as pool:
         found = list(pool.map(one, range(max(len(asked.prompts), len(asked.rows)))))

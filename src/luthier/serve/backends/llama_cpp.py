@@ -9,6 +9,7 @@ Run as a program this file is that process: it ends with whoever started it, how
 
 import http.client
 import importlib.util
+import itertools
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, TypeVar
@@ -32,7 +34,18 @@ HOST = "127.0.0.1"
 START_S = 600.0
 ANSWER_S = 600.0
 END_S = 10.0
+# Tokens of a row that are asked for at once, in the hope that it says them by itself.
+AHEAD = 8
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A greedy answer: its text, its tokens, and at as many places as it tells of the likeliest tokens with their log-probabilities (nats)."""
+
+    text: str
+    tokens: list[int]
+    heads: list[dict[int, float]]
 
 
 class LlamaCpp:
@@ -133,12 +146,19 @@ class LlamaCpp:
 
     def answer(self, prompts: Sequence[list[int]], max_new_tokens: int, adapter: str | None = None) -> list[str]:
         """The greedy answers to prompts of token ids, in their order."""
+        return self._each(lambda prompt: self.say(prompt, max_new_tokens, adapter=adapter).text, prompts)
 
-        def one(prompt: list[int]) -> str:
-            asked = {"prompt": prompt, "n_predict": max_new_tokens, "temperature": 0.0, "lora": self.lora(adapter)}
-            return str(self.ask("/completion", asked)["content"])
-
-        return self._each(one, prompts)
+    def say(self, prompt: list[int], max_new_tokens: int, *, top: int = 0, adapter: str | None = None) -> Said:
+        """What it says greedily to a prompt of token ids, with the `top` likeliest tokens at each place."""
+        asked = {
+            "prompt": prompt, "n_predict": max_new_tokens, "n_probs": top, "return_tokens": True, "temperature": 0.0, "lora": self.lora(adapter),
+        }  # fmt: skip
+        answer = self.ask("/completion", asked)
+        tokens = [int(token) for token in answer["tokens"]]
+        probabilities = answer.get("completion_probabilities", [])
+        # It leaves out a token that is half a character: what follows it would be taken for another place.
+        told = itertools.takewhile(lambda pair: pair[0] == pair[1]["id"], zip(tokens, probabilities, strict=False))
+        return Said(str(answer["content"]), tokens, [_head(one) for _, one in told])
 
     def likeliest(self, row: TokenizedExample, places: int | None = None, adapter: str | None = None) -> list[int]:
         """The likeliest token at each of the last `places` of a row (None: from its first trained one on), after all that stands before it."""
@@ -148,13 +168,22 @@ class LlamaCpp:
         self, rows: Sequence[TokenizedExample], places: int | None = None, *, top: int = 64, adapter: str | None = None
     ) -> list[list[dict[int, float]]]:
         """For each row and each such place the `top` likeliest tokens with their log-probabilities (nats), the likeliest first."""
+        return self._each(lambda row: self.heads(row, places, top=top, adapter=adapter), rows)
 
-        def one(row: TokenizedExample) -> list[dict[int, float]]:
-            first = row.trained.index(True)
-            begin = max(first, len(row.token_ids) - places) if places is not None else first
-            return [self._after(row.token_ids[:place], top, adapter) for place in range(begin, len(row.token_ids))]
-
-        return self._each(one, rows)
+    def heads(
+        self, row: TokenizedExample, places: int | None = None, *, top: int = 64, adapter: str | None = None, said: Said | None = None
+    ) -> list[dict[int, float]]:
+        """The same of one row. What it has `said` to all that stands before those places, with as many of the likeliest, is not asked again."""
+        ids, first = row.token_ids, row.trained.index(True)
+        begin = max(first, len(ids) - places) if places is not None else first
+        found: list[dict[int, float]] = []
+        while (place := begin + len(found)) < len(ids):
+            # As long as it says by itself what stands in the row, one request tells about many places.
+            said = said or self.say(ids[:place], min(AHEAD, len(ids) - place), top=top, adapter=adapter)
+            right = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(said.tokens, ids[place:], strict=False)))
+            found += said.heads[: min(right + 1, len(ids) - place)] or [self._after(ids[:place], top, adapter)]
+            said = None
+        return found
 
     def _after(self, prompt: list[int], top: int, adapter: str | None) -> dict[int, float]:
         # What comes next is made certain, as it stays silent of a token that ends an answer or is half a character. The probabilities are
@@ -168,7 +197,7 @@ class LlamaCpp:
             "logit_bias": [[self._letter, 1e6]],
         }
         [found] = self.ask("/completion", asked)["completion_probabilities"]
-        return {int(one["id"]): float(one["logprob"]) for one in found["top_logprobs"]}
+        return _head(found)
 
     def tokenize(self, text: str) -> list[int]:
         """The ids that llama.cpp's own tokenizer gives for a text, special tokens read as such and nothing put before it."""
@@ -209,6 +238,10 @@ class LlamaCpp:
         if line := process.stdout.readline():
             return str(json.loads(line)["url"])
         return _raise_for(self.last_words(), self.model, process.wait(timeout=END_S))
+
+
+def _head(told: Mapping[str, Any]) -> dict[int, float]:
+    return {int(one["id"]): float(one["logprob"]) for one in told["top_logprobs"]}
 
 
 def _raise_for(lines: list[str], model: Path, code: int) -> str:
