@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -52,6 +53,34 @@ def test_a_rank_that_waits_for_an_order_of_one_that_stands_still_says_so_and_end
         ranks.hear()
     assert group[1] == [RunError.exit_code]
     assert "rank 1: rank 0 does not answer: it hangs, or its host does" in capsys.readouterr().err
+
+
+class Silent:
+    """The store of a rank 0 whose process answers, and which gives its order late."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    def wait(self, keys: list[str], limit: timedelta) -> None:
+        self.looks -= 1
+        time.sleep(limit.total_seconds())
+        if self.looks > 0:
+            raise dist.DistStoreError("nothing there yet")
+
+    def get(self, key: str) -> str:
+        return '{"do": "end"}'
+
+
+@pytest.mark.parametrize(("rank", "looks", "times"), [(1, 6, 2), (1, 1, 0), (2, 6, 0)])
+def test_a_leader_that_answers_and_gives_no_order_for_the_time_limit_is_named_once_each_time_and_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int, looks: int, times: int
+) -> None:
+    monkeypatch.setattr(ranks, "_group", ranks._Group(rank, 3, Silent(looks), timedelta(seconds=0.5)))
+    monkeypatch.setattr(ranks, "PATIENCE", timedelta(seconds=0.24))
+    assert ranks.hear() == {"do": "end"}
+    said = capsys.readouterr().err
+    assert said.count("rank 1: rank 0 has given no order for ") == times
+    assert ("end it, and the run goes on from its last checkpoint" in said) == bool(times)
 
 
 def test_so_does_one_whose_sum_was_not_met(

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -130,9 +131,10 @@ def say(order: dict[str, Any]) -> None:
 
 
 def hear() -> dict[str, Any]:
-    """The leader's next order, whenever it comes. Raises RunError where the leader is gone."""
+    """The leader's next order, whenever it comes. Raises RunError where the leader is gone; one that only keeps silent is named."""
     group = _joined()
     key = f"order/{group.said}"
+    began, told = time.monotonic(), 0
     while True:
         try:
             with _answered(group, PATIENCE + group.limit):
@@ -142,9 +144,18 @@ def hear() -> dict[str, Any]:
         except dist.DistNetworkError as error:
             raise _alone(group) from error
         except dist.DistStoreError:
-            continue  # the leader reads, tokenizes, evaluates or saves
+            # The leader reads, tokenizes, evaluates or saves; it may also hang, while its process still answers: that cannot be told apart.
+            silent = int((time.monotonic() - began) / group.limit.total_seconds())
+            if group.rank == 1 and silent > told:
+                told = silent
+                _say_that_it_is_silent(silent * group.limit)
     group.said += 1
     return order
+
+
+def _say_that_it_is_silent(since: timedelta) -> None:
+    words = "it may still read, evaluate or save; where it uses no processor it hangs: end it, and the run goes on from its last checkpoint"
+    print(f"luthier: rank 1: rank 0 has given no order for {since.total_seconds() / 60:g} min: {words}", file=sys.stderr, flush=True)
 
 
 @contextmanager
